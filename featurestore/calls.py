@@ -1,0 +1,276 @@
+"""The calls that a store and a transaction share: write, read online, build training sets."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from featurestore.context import Context
+from featurestore.definitions import FeatureView, ParquetSource
+from featurestore.errors import DefinitionError, NotFoundError, SourceError
+from featurestore.ingest.pipeline import Job, is_arrow, load_arrow, load_files, push_rows
+from featurestore.ingest.progress import OnProgress
+from featurestore.ingest.sources import resolve_paths
+from featurestore.ingest.writer import OnInvalid
+from featurestore.online.reading import assemble, entity_keys
+from featurestore.online.vectors import OnlineFeatures
+from featurestore.reports import IngestReport, LoadReport, PushReport
+from featurestore.repository import FeatureRepository
+from featurestore.selection import Features, Request, resolve
+from featurestore.storage.dialect import Lookup, Lookups
+from featurestore.storage.engine import Session
+from featurestore.storage.faults import LayoutChanged
+from featurestore.training.entities import Entities, prepare_entities
+from featurestore.training.sql import empty_answer, join_chunks
+from featurestore.training.training_set import TrainingSet
+
+ViewName = str | FeatureView
+Engine = Literal["auto", "sql"]
+
+_READ_TRIES = 3
+"""A read notices at most this many applies in a row by other processes."""
+
+
+def view_name(view: ViewName) -> str:
+    """The name of a view given as such or by name."""
+    if isinstance(view, FeatureView):
+        return view.name
+    if isinstance(view, str):
+        return view
+    raise DefinitionError(f"{view!r} is no view: give a FeatureView or its name.")
+
+
+class Calls:
+    """What :class:`FeatureStore` and :class:`Transaction` have in common."""
+
+    _context: Context
+
+    async def ingest(
+        self,
+        view: ViewName,
+        source: Any = None,
+        *,
+        on_invalid: OnInvalid = "raise",
+        force: bool = False,
+        progress: OnProgress | None = None,
+    ) -> IngestReport:
+        """Load Parquet or Arrow into a view: history, online and ledger, a transaction per file.
+
+        ``source`` is a path, glob, folder, a :class:`ParquetSource`, several of them, or any
+        object with ``__arrow_c_stream__``; by default the view's own. Content that the view has
+        already is skipped unless ``force``. Rows that do not fit raise
+        :class:`InvalidRowsError` and nothing of their file is kept, or with
+        ``on_invalid="quarantine"`` are set aside (:meth:`FeatureStore.rejected`).
+        """
+        if on_invalid not in ("raise", "quarantine"):
+            raise DefinitionError(f"on_invalid={on_invalid!r}: it is 'raise' or 'quarantine'.")
+        started, name = time.perf_counter(), view_name(view)
+        registered = (await self._view(name)).view
+        mapping = {} if registered.source is None else registered.source.field_mapping
+        job = self._job(name, on_invalid, force, mapping, progress)
+        if is_arrow(source):
+            loads = [await load_arrow(job, source)]
+        else:
+            loads = await load_files(job, await resolve_paths(_paths(source, registered)))
+        return IngestReport(name, tuple(loads), time.perf_counter() - started, _warnings(loads))
+
+    async def push(self, view: ViewName, rows: Any) -> PushReport:
+        """Write rows (mappings, or any Arrow-compatible table): durable and readable online
+        when this returns."""
+        name = view_name(view)
+        report = await push_rows(self._job(name, "raise", True, {}, None), rows)
+        return PushReport(name, report.load_id, report.rows_written, report.rows_future)
+
+    def _job(
+        self,
+        name: str,
+        on_invalid: OnInvalid,
+        force: bool,
+        mapping: Mapping[str, str],
+        progress: OnProgress | None,
+    ) -> Job:
+        return Job(
+            begin=lambda: self._context.writing(name),
+            skew=self._context.skew,
+            on_invalid=on_invalid,
+            force=force,
+            mapping=mapping,
+            progress=progress,
+        )
+
+    async def _view(self, name: str) -> Any:
+        """The registered view, looked up anew before it is said to be missing."""
+        try:
+            return (await self._context.known_catalog()).view(name)
+        except NotFoundError:
+            async with self._context.snapshot() as session:
+                return (await self._context.catalog(session)).view(name)
+
+    def repository(self, view: ViewName) -> FeatureRepository:
+        """The async repository over one view."""
+        return FeatureRepository(self, self._context, view_name(view))
+
+    async def get_online_features(
+        self,
+        features: Features,
+        entity_rows: Sequence[Mapping[str, Any]],
+        *,
+        full_feature_names: bool = False,
+    ) -> OnlineFeatures:
+        """The feature vector of each entity row as of now, in one round trip.
+
+        ``entity_rows`` are mappings with the views' join keys; other entries are ignored. A value
+        that is not there, or older than its view's ttl, is None: ``statuses`` says which.
+        """
+        for _ in range(_READ_TRIES):
+            catalog = await self._context.known_catalog()
+            try:
+                request = resolve(features, catalog, full_feature_names=full_feature_names)
+                answer = await self._read_online(request, entity_rows)
+            except (NotFoundError, DefinitionError, LayoutChanged):
+                # Another process may have applied what is not known here.
+                async with self._context.snapshot() as session:
+                    if (await self._context.catalog(session)).revision == catalog.revision:
+                        raise
+                continue
+            if answer is not None:
+                return answer
+            self._context.forget()
+        raise LayoutChanged("Definitions are being applied again and again; repeat the call.")
+
+    async def _read_online(self, request: Request, entity_rows: Any) -> OnlineFeatures | None:
+        """The answer; None where the registry has moved on since the request was resolved."""
+        lookups = _lookups(request, self._context.project)
+        keys = entity_keys(entity_rows, request.key_columns)
+        if not keys:
+            return OnlineFeatures(
+                request.key_columns, {o.name: o.type for o in request.outputs}, [], [], [], []
+            )
+        async with self._context.connection() as session:
+            revision, found = await session.find_online(
+                lookups, [tuple(row.values()) for row in keys]
+            )
+            if revision != request.revision:
+                return None
+            return assemble(request, keys, found, session.dialect)
+
+    async def get_historical_features(
+        self,
+        entity_df: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        engine: Engine = "auto",
+        full_feature_names: bool = False,
+    ) -> TrainingSet:
+        """Each entity row with the features as they were known at its time.
+
+        ``entity_df`` is any table (Arrow, pandas, Polars …) with the join keys and
+        ``timestamp_column``. All its rows and columns are kept, in order; features are null
+        where nothing matches.
+        """
+        tables: list[pa.Table] = []
+        matched: list[list[int]] = []
+        async with self._joined(
+            entity_df, features, timestamp_column, engine, full_feature_names
+        ) as (session, entities, request):
+            async for table, found in join_chunks(session, entities, request):
+                tables.append(table)
+                matched.append(found)
+        table = pa.concat_tables(tables) if tables else empty_answer(entities.table, request)
+        totals = [sum(counts) for counts in zip(*matched, strict=True)] or [0] * len(request.joins)
+        rows = max(len(entities), 1)
+        names = [join.name for join in request.joins]
+        rates = {name: total / rows for name, total in zip(names, totals, strict=True)}
+        return TrainingSet(table, rates)
+
+    async def stream_historical_features(
+        self,
+        entity_df: Any,
+        features: Features,
+        *,
+        timestamp_column: str = "event_timestamp",
+        engine: Engine = "auto",
+        full_feature_names: bool = False,
+    ) -> AsyncIterator[pa.RecordBatch]:
+        """The same rows as :meth:`get_historical_features`, batch by batch, memory bounded."""
+        async with self._joined(
+            entity_df, features, timestamp_column, engine, full_feature_names
+        ) as (session, entities, request):
+            async for table, _ in join_chunks(session, entities, request):
+                for batch in table.combine_chunks().to_batches():
+                    yield batch
+
+    @asynccontextmanager
+    async def _joined(
+        self,
+        entity_df: Any,
+        features: Features,
+        timestamp_column: str,
+        engine: str,
+        full_feature_names: bool,
+    ) -> AsyncIterator[tuple[Session, Entities, Request]]:
+        """A snapshot to join in, with the checked entity table and the resolved request."""
+        if engine not in ("auto", "sql"):
+            raise DefinitionError(f"engine={engine!r} is not known; use 'auto' or 'sql'.")
+        async with self._context.snapshot() as session:
+            catalog = await self._context.catalog(session)
+            request = resolve(features, catalog, full_feature_names=full_feature_names)
+            entities = await asyncio.to_thread(
+                prepare_entities, entity_df, request, timestamp_column
+            )
+            yield session, entities, request
+
+
+def _paths(source: Any, view: FeatureView) -> list[str]:
+    if source is None:
+        if view.source is None:
+            raise SourceError(
+                f"view {view.name!r} has no source of its own: name the files to ingest."
+            )
+        return list(view.source.paths)
+    if isinstance(source, ParquetSource):
+        return list(source.paths)
+    if isinstance(source, str | os.PathLike):
+        return [os.fspath(source)]
+    if isinstance(source, Iterable) and not isinstance(source, Mapping | bytes):
+        return [path for one in source for path in _paths(one, view)]
+    raise SourceError(
+        f"{type(source).__name__} cannot be ingested: give a path, glob, folder, several of them, "
+        f"or an object with __arrow_c_stream__ (Arrow, pandas, Polars …)."
+    )
+
+
+def _warnings(loads: Sequence[LoadReport]) -> tuple[str, ...]:
+    warnings = []
+    if future := sum(load.rows_future for load in loads):
+        warnings.append(
+            f"{future:,} rows lie ahead of the database's clock: they are in history, and come "
+            f"online with the first materialize, or write to their key, after their time"
+        )
+    if rejected := sum(load.rows_rejected for load in loads):
+        warnings.append(f"{rejected:,} invalid rows were set aside in quarantine")
+    return tuple(warnings)
+
+
+def _lookups(request: Request, project: str) -> Lookups:
+    columns = list(request.key_columns)
+    return Lookups(
+        project,
+        tuple(request.key_columns.values()),
+        tuple(
+            Lookup(
+                join.view.online_or_error(),
+                tuple(zip(join.features, join.types(), strict=True)),
+                tuple((key, columns.index(column)) for key, column in join.columns),
+                join.view.view.ttl,
+            )
+            for join in request.joins
+        ),
+    )

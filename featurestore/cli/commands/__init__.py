@@ -1,0 +1,27 @@
+"""The commands, in the order in which they are used."""
+
+from __future__ import annotations
+
+import click
+
+from featurestore.cli.commands.demo import demo
+from featurestore.cli.commands.ledger import loads, status, undo
+from featurestore.cli.commands.reading import online, training_set
+from featurestore.cli.commands.setup import apply, init, migrate, plan
+from featurestore.cli.commands.writing import ingest, materialize, push
+
+COMMANDS: tuple[click.Command, ...] = (
+    init,
+    migrate,
+    plan,
+    apply,
+    ingest,
+    push,
+    materialize,
+    online,
+    training_set,
+    loads,
+    undo,
+    status,
+    demo,
+)

@@ -1,0 +1,219 @@
+"""loads, undo, status: what the database holds and where it came from."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from featurestore.cli import output
+from featurestore.cli.options import Command, Settings, pass_settings
+from featurestore.cli.output import Table, plural
+from featurestore.cli.session import open_store, run
+from featurestore.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from featurestore.definitions import FeatureView
+    from featurestore.reports import Load, QuarantinedRow, UndoReport
+    from featurestore.store import FeatureStore
+
+
+# --- loads --------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("view", required=False)
+@click.option("--rejected", is_flag=True, help="The rows that were set aside, and why.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Show the latest N alone; 0 for all. JSON has all unless it is given.",
+)
+@pass_settings
+@click.pass_context
+def loads(
+    ctx: click.Context, settings: Settings, view: str | None, rejected: bool, limit: int
+) -> None:
+    """List what was loaded and pushed, the latest last."""
+    given = ctx.get_parameter_source("limit") is not click.core.ParameterSource.DEFAULT
+    kind, table_of = ("row set aside", _rejected_table) if rejected else ("load", _loads_table)
+    found: Sequence[Any] = run(_loads(settings, view, rejected), "Interrupted.")
+    shown = found[-limit:] if limit and (given or not settings.json) else found
+    if settings.json:
+        output.print_json([asdict(one) for one in shown])
+        return
+    output.print_table(table_of(shown))
+    if len(shown) < len(found):
+        output.say(f"The latest {len(shown):,} of {len(found):,}; --limit 0 shows all.")
+    if not found:
+        output.say(f"No {kind}{f' of {view}' if view else ''}.")
+
+
+async def _loads(
+    settings: Settings, view: str | None, rejected: bool
+) -> list[Load] | list[QuarantinedRow]:
+    async with open_store(settings) as store:
+        if rejected:
+            return await store.rejected(view=view)
+        return await store.loads(view)
+
+
+def _loads_table(loads: Sequence[Load]) -> Table:
+    table = Table(
+        (">load", "view", "kind", "source", ">read", ">written", ">rejected", "finished", "state")
+    )
+    for load in loads:
+        counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
+        finished = load.finished_at.replace(microsecond=0)
+        state = "undone" if load.undone_at else ""
+        table.rows.append(
+            (load.load_id, load.view, load.kind, load.source, *counts, finished, state)
+        )
+    return table
+
+
+def _rejected_table(rows: Sequence[QuarantinedRow]) -> Table:
+    table = Table((">load", "view", "source", ">row", "reason", "values"))
+    for row in rows:
+        values = ", ".join(f"{name}={value}" for name, value in row.values.items())
+        table.rows.append((row.load_id, row.view, row.source, row.row, row.reason, values))
+    return table
+
+
+# --- undo ---------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@click.argument("load_id", type=int)
+@click.option("--yes", is_flag=True, help="Do not ask (without a terminal nobody is asked).")
+@pass_settings
+def undo(settings: Settings, load_id: int, yes: bool) -> None:
+    """Take the rows of one load back out.
+
+    They leave history and online. LOAD_ID is the first column of featurestore loads. The file
+    can then be loaded again.
+    """
+    ask = not yes and sys.stdin.isatty() and sys.stderr.isatty()
+    if ask:
+        load = run(_find_load(settings, load_id), "Interrupted: nothing was undone.")
+        output.say(
+            f"Load {load.load_id}: {plural(load.rows_written, 'row')} of {load.view}, from "
+            f"{load.source}."
+        )
+        if not click.confirm("Take them back out?", err=True):
+            output.say("Nothing was undone.")
+            return
+    kept = "Interrupted. A load is undone whole or not at all: see featurestore loads."
+    report = run(_undo(settings, load_id), kept)
+    if settings.json:
+        output.print_json(asdict(report))
+        return
+    output.say(
+        f"Load {report.load_id} is undone: {plural(report.rows_removed, 'row')} of {report.view} "
+        f"removed, {plural(report.keys_changed, 'key')} changed online."
+    )
+
+
+async def _find_load(settings: Settings, load_id: int) -> Load:
+    async with open_store(settings) as store:
+        for load in await store.loads():
+            if load.load_id == load_id:
+                return load
+    raise NotFoundError(f"There is no load {load_id}: featurestore loads lists them.")
+
+
+async def _undo(settings: Settings, load_id: int) -> UndoReport:
+    async with open_store(settings) as store:
+        return await store.undo_load(load_id)
+
+
+# --- status -------------------------------------------------------------------------------
+
+
+@click.command(cls=Command)
+@pass_settings
+def status(settings: Settings) -> None:
+    """Show what is registered and how much is there."""
+    document = run(_status(settings), "Interrupted.")
+    if settings.json:
+        output.print_json(document)
+        return
+    print(f"database  {output.printable(document['database'])}")
+    print(f"project   {document['project']}")
+    services = ", ".join(one["name"] for one in document["services"]) or "none"
+    print(f"services  {services}\n", flush=True)
+    if not document["views"]:
+        output.say("No views are registered: see featurestore apply.")
+    output.print_table(_views_table(document["views"]))
+
+
+async def _status(settings: Settings) -> dict[str, Any]:
+    async with open_store(settings) as store:
+        views = [await _view_status(store, view) for view in await store.list_views()]
+        entities = await store.list_entities()
+        services = await store.list_services()
+        # Passwords may stand among the parameters too.
+        url = store.engine.url.difference_update_query(["password"])
+    return {
+        "database": url.render_as_string(hide_password=True),
+        "project": settings.project,
+        "entities": [
+            {"name": one.name, "join_keys": _type_names(one.join_keys)} for one in entities
+        ],
+        "views": views,
+        "services": [
+            {"name": one.name, "views": [part.name for part in one.features]} for one in services
+        ],
+    }
+
+
+async def _view_status(store: FeatureStore, view: FeatureView) -> dict[str, Any]:
+    loads = [load for load in await store.loads(view.name) if load.undone_at is None]
+    return {
+        "name": view.name,
+        "join_keys": _type_names(view.join_keys),
+        "features": _type_names(view.types),
+        "ttl_seconds": None if view.ttl is None else view.ttl.total_seconds(),
+        "online": view.online,
+        "source": None if view.source is None else list(view.source.paths),
+        "rows": await store.repository(view.name).count(),
+        "loads": len(loads),
+        "last_load": max((load.finished_at for load in loads), default=None),
+    }
+
+
+def _type_names(kinds: Any) -> dict[str, str]:
+    return {name: str(kind) for name, kind in kinds.items()}
+
+
+def _views_table(views: list[dict[str, Any]]) -> Table:
+    table = Table(("view", "keys", ">features", ">rows", ">loads", "online", "ttl", "last load"))
+    for view in views:
+        last = view["last_load"]
+        table.rows.append(
+            (
+                view["name"],
+                ", ".join(view["join_keys"]) or "none",
+                len(view["features"]),
+                f"{view['rows']:,}",
+                f"{view['loads']:,}",
+                "yes" if view["online"] else "no",
+                _duration(view["ttl_seconds"]),
+                "" if last is None else last.replace(microsecond=0),
+            )
+        )
+    return table
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "none"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"

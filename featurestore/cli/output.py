@@ -1,0 +1,198 @@
+"""What people and programs read: tables or JSON on standard output, all else on standard error.
+
+Tables are drawn for a terminal where there is one. Elsewhere they are plain columns as wide as
+they need to be, so that ``grep`` and ``awk`` find whole values.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import decimal
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import click
+
+from featurestore.cli import values
+
+NULL = "null"
+
+
+@dataclass
+class Table:
+    """Rows under ``heads``; a head that begins with ``>`` aligns its column to the right."""
+
+    heads: Sequence[str]
+    rows: list[Sequence[object]] = field(default_factory=list)
+
+    @property
+    def titles(self) -> list[str]:
+        return [head.removeprefix(">") for head in self.heads]
+
+    def cells(self) -> list[list[str]]:
+        """The rows as text that is safe on a terminal."""
+        return [[cell(value) for value in row] for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Faint:
+    """A cell that stands in for a value and is not one: drawn dim on a terminal."""
+
+    text: str
+
+
+def cell(value: object) -> str:
+    """One value as a person reads it, without line breaks and control characters."""
+    match value:
+        case Faint():
+            return value.text
+        case None:
+            return NULL
+        case str():
+            return printable(value)
+        case bool():
+            return str(value).lower()
+        case dt.datetime():
+            return values.iso(value, " ")
+        case decimal.Decimal():
+            return format(value, "f")
+        case bytes() | list() | tuple() | dict():
+            return printable(json.dumps(values.to_json(value), ensure_ascii=False))
+    return printable(str(value))
+
+
+def printable(text: str, keep: str = "") -> str:
+    """``text`` with everything escaped that could steer a terminal, except ``keep``."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() or one in keep else repr(one)[1:-1] for one in text)
+
+
+# --- standard output ----------------------------------------------------------------------
+
+
+def prepare_streams() -> None:
+    """File names may hold bytes that are no text: print them escaped rather than fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def print_json(document: Any) -> None:
+    """``document`` on standard output; times, decimals and bytes as :mod:`values` says."""
+    # An ASCII terminal would get é as \xe9, which is no JSON.
+    ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+    text = json.dumps(values.to_json(document), indent=2, ensure_ascii=ascii_only)
+    print(text)
+
+
+def print_table(table: Table) -> None:
+    if not table.rows:
+        return
+    if sys.stdout.isatty():
+        _draw(table)
+    else:
+        sys.stdout.writelines(f"{line}\n" for line in plain_lines(table))
+
+
+def print_wide(table: Table) -> None:
+    """A table of few rows and many columns: on a terminal too narrow for it, turned over."""
+    if sys.stdout.isatty() and table.rows:
+        from shutil import get_terminal_size
+
+        needed = max(map(width, plain_lines(table)))
+        if needed > get_terminal_size().columns:
+            table = turned(table)
+    print_table(table)
+
+
+def turned(table: Table) -> Table:
+    """Rows as columns."""
+    heads = ["", *(str(number) for number in range(1, len(table.rows) + 1))]
+    if len(table.rows) == 1:
+        heads = ["name", "value"]
+    columns = zip(table.titles, *table.rows, strict=True)
+    return Table(heads, [list(column) for column in columns])
+
+
+def plain_lines(table: Table) -> Iterator[str]:
+    """Columns two spaces apart, never cut."""
+    rows = [table.titles, *table.cells()]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        padded = (
+            " " * (room - width(text)) + text
+            if head.startswith(">")
+            else text + " " * (room - width(text))
+            for text, room, head in zip(row, widths, table.heads, strict=True)
+        )
+        yield "  ".join(padded).rstrip()
+
+
+def width(text: str) -> int:
+    """Columns that ``text`` takes: two for East Asian characters, none for combining ones."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
+    return len(text) + wide - sum(unicodedata.combining(one) > 0 for one in text)
+
+
+def _draw(table: Table) -> None:
+    from rich.console import Console
+    from rich.table import Table as Drawing
+    from rich.text import Text
+
+    drawing = Drawing(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for head, title in zip(table.heads, table.titles, strict=True):
+        right = head.startswith(">")
+        drawing.add_column(
+            Text(title), justify="right" if right else "left", no_wrap=right, overflow="fold"
+        )
+    for row, cells in zip(table.rows, table.cells(), strict=True):
+        # Text and not str: rich would read [brackets] in a value as a style.
+        drawing.add_row(
+            *(
+                Text(text, style="dim" if value is None or isinstance(value, Faint) else "")
+                for value, text in zip(row, cells, strict=True)
+            )
+        )
+    Console(highlight=False).print(drawing)
+
+
+# --- standard error -----------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    """A message for the person at the keyboard."""
+    _print_error(text)
+
+
+def warn(texts: Iterable[str]) -> None:
+    for text in texts:
+        _print_error(text, label="warning", colour="yellow")
+
+
+def fail(text: str) -> None:
+    _print_error(text, label="error", colour="red")
+
+
+def styled(text: str, stream: TextIO, **style: Any) -> str:
+    """``text`` in colour where ``stream`` is a terminal and the user has not said NO_COLOR."""
+    if stream.isatty() and not os.environ.get("NO_COLOR"):
+        return click.style(text, **style)
+    return text
+
+
+def _print_error(text: str, label: str = "", colour: str = "") -> None:
+    head = styled(f"{label}:", sys.stderr, fg=colour, bold=True) + " " if label else ""
+    print(head + printable(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def plural(count: int, noun: str, many: str = "") -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun if count == 1 else many or noun + 's'}"

@@ -1,0 +1,202 @@
+"""The async repository over one view: entities read online, versions written, history read."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from featurestore.errors import (
+    DefinitionError,
+    InvalidRow,
+    InvalidRowsError,
+    NotFoundError,
+    SchemaMismatchError,
+)
+from featurestore.ingest.writer import entity_text
+from featurestore.online.vectors import Status
+from featurestore.storage.engine import Session
+from featurestore.storage.registry import RegisteredView
+from featurestore.storage.tables import ARRIVAL, CREATED, EVENT
+from featurestore.storage.upkeep import erase
+from featurestore.types import (
+    FeatureType,
+    Timestamp,
+    TypeMismatch,
+    ValueMismatch,
+)
+
+if TYPE_CHECKING:
+    from featurestore.calls import Calls
+    from featurestore.context import Context
+    from featurestore.reports import PushReport
+
+SCAN_ROWS = 16_384
+
+
+class FeatureRepository:
+    """One view as an async repository. Made by ``store.repository(view)``.
+
+    Example::
+
+        drivers = store.repository("driver_stats")
+        await drivers.upsert([{"driver_id": 7, "event_timestamp": now, "conv_rate": 0.4}])
+        await drivers.get(driver_id=7)      # {"driver_id": 7, "conv_rate": 0.4}
+    """
+
+    def __init__(self, calls: Calls, context: Context, name: str) -> None:
+        self._calls = calls
+        self._context = context
+        self.view = name
+
+    async def get(self, **keys: Any) -> dict[str, Any] | None:
+        """The entity's features as of now, after its join keys; None where there is nothing, or
+        nothing within the ttl."""
+        return (await self.get_many([keys]))[0]
+
+    async def get_many(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
+        """:meth:`get` for several entities at once, in order."""
+        answer = await self._calls.get_online_features(f"{self.view}:*", rows)
+        there = (Status.PRESENT, Status.NULL_VALUE)
+        return [
+            values if all(status in there for status in statuses.values()) else None
+            for values, statuses in zip(answer.to_dicts(), answer.statuses, strict=True)
+        ]
+
+    async def upsert(self, rows: Any) -> PushReport:
+        """Add a version of each row's entity; the newest event time is what is read online."""
+        return await self._calls.push(self.view, rows)
+
+    async def history(
+        self, start: dt.datetime | None = None, end: dt.datetime | None = None, **keys: Any
+    ) -> pa.Table:
+        """Stored rows with an event time in [start, end] of the entities with these keys, oldest
+        first: join keys, event time, created time where the view has one, features."""
+        batches = []
+        async with self._context.snapshot() as session:
+            view = (await self._context.catalog(session)).view(self.view)
+            wanted = _checked_keys(view, keys)
+            query = _select(session, view, wanted, start, end)
+            query = query.order_by(*(_ascending(view.history)))
+            async for batch in _batches(session, view, query, SCAN_ROWS):
+                batches.append(batch)  # noqa: PERF401 - an async list of a session's own reads best
+        return pa.Table.from_batches(batches, _schema(view))
+
+    async def scan(
+        self,
+        start: dt.datetime | None = None,
+        end: dt.datetime | None = None,
+        batch_size: int = SCAN_ROWS,
+    ) -> AsyncIterator[pa.RecordBatch]:
+        """All stored rows with an event time in [start, end] in order of arrival, in batches of
+        at most ``batch_size``; memory stays bounded."""
+        if batch_size < 1:
+            raise DefinitionError(f"batch_size={batch_size}: it must be at least 1.")
+        async with self._context.snapshot() as session:
+            view = (await self._context.catalog(session)).view(self.view)
+            query = _select(session, view, {}, start, end).order_by(view.history.c[ARRIVAL])
+            async for batch in _batches(session, view, query, batch_size):
+                yield batch
+
+    async def count(self) -> int:
+        """How many rows history holds."""
+        async with self._context.snapshot() as session:
+            view = (await self._context.catalog(session)).view(self.view)
+            rows = await session.rows(sa.select(sa.func.count()).select_from(view.history))
+            return int(rows[0][0])
+
+    async def delete(self, **keys: Any) -> int:
+        """Erase an entity from history, online and quarantine; how many rows history had of it.
+
+        All join keys must be given: raises :class:`DefinitionError` otherwise.
+        """
+        async with self._context.transaction() as session:
+            view = (await self._context.catalog(session)).view(self.view)
+            wanted = _checked_keys(view, keys)
+            missing = [key for key in view.view.join_keys if key not in wanted]
+            if missing or not wanted:
+                named = ", ".join(map(repr, missing)) or "a global view has none"
+                raise DefinitionError(
+                    f"view {self.view!r}: delete erases one entity and needs all of its join keys; "
+                    f"missing: {named}."
+                )
+            ordered = {key: wanted[key] for key in view.view.join_keys}
+            return await erase(session, view, ordered, entity_text(list(ordered.values())))
+
+
+def _checked_keys(view: RegisteredView, keys: Mapping[str, Any]) -> dict[str, Any]:
+    checked = {}
+    for name, value in keys.items():
+        kind = view.view.join_keys.get(name)
+        if kind is None:
+            raise NotFoundError.of("join key", name, view.view.join_keys, f" in {view.name!r}")
+        try:
+            checked[name] = kind.python(value)
+        except TypeMismatch as error:
+            raise SchemaMismatchError(f"join key {name!r}: {error}; it must be {kind}.") from None
+        except ValueMismatch as error:
+            raise InvalidRowsError("the join keys", [InvalidRow(0, f"{name}: {error}")]) from None
+    return checked
+
+
+def _ascending(history: sa.Table) -> list[sa.ColumnElement[Any]]:
+    return [history.c[name].asc() for name in (EVENT, CREATED, ARRIVAL)]
+
+
+def _columns(view: RegisteredView) -> dict[str, tuple[str, FeatureType]]:
+    """Output column → its column in history, and its type."""
+    columns = {key: (key, kind) for key, kind in view.view.join_keys.items()}
+    columns[view.view.timestamp_field] = (EVENT, Timestamp)
+    if view.view.created_timestamp_field is not None:
+        columns[view.view.created_timestamp_field] = (CREATED, Timestamp)
+    return columns | {name: (name, kind) for name, kind in view.view.types.items()}
+
+
+def _schema(view: RegisteredView) -> pa.Schema:
+    return pa.schema([(name, kind.arrow) for name, (_, kind) in _columns(view).items()])
+
+
+def _select(
+    session: Session,
+    view: RegisteredView,
+    keys: Mapping[str, Any],
+    start: dt.datetime | None,
+    end: dt.datetime | None,
+) -> sa.Select[Any]:
+    history, bind = view.history, session.dialect.bind
+    read = session.dialect.read
+    columns = [read(kind, history.c[stored]) for stored, kind in _columns(view).values()]
+    labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]
+    query = sa.select(*labelled).where(
+        *(history.c[key] == bind(view.view.join_keys[key], value) for key, value in keys.items())
+    )
+    if start is not None:
+        query = query.where(history.c[EVENT] >= bind(Timestamp, moment(start, "start")))
+    if end is not None:
+        query = query.where(history.c[EVENT] <= bind(Timestamp, moment(end, "end")))
+    return query
+
+
+def moment(value: Any, name: str) -> dt.datetime:
+    """A bound of time as an aware datetime; a naive one is UTC."""
+    try:
+        result: dt.datetime = Timestamp.python(value)
+    except (TypeMismatch, ValueMismatch) as error:
+        raise DefinitionError(f"{name}: {error}; it must be a datetime.") from None
+    return result
+
+
+async def _batches(
+    session: Session, view: RegisteredView, query: sa.Select[Any], size: int
+) -> AsyncIterator[pa.RecordBatch]:
+    kinds = [kind for _, kind in _columns(view).values()]
+    schema = _schema(view)
+    async for rows in session.stream(query, size=size):
+        columns = zip(*rows, strict=True)
+        arrays = [
+            session.dialect.arrow(kind, column) for kind, column in zip(kinds, columns, strict=True)
+        ]
+        yield pa.record_batch(arrays, schema=schema)

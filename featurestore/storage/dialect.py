@@ -1,0 +1,161 @@
+"""The small contract behind which the two databases differ.
+
+Both keep the same tables (``tables.py``) and obey the same rule (``rule.py``); a dialect says
+how values are kept, how rows go in fast, how a write begins, and how the newest row of a key is
+found. A third database is one more module like ``postgresql.py`` and ``sqlite.py``.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from featurestore.types import FeatureType
+
+if TYPE_CHECKING:
+    from featurestore.storage.engine import Session
+
+Types = Mapping[str, FeatureType]
+Match = Callable[[sa.FromClause], Sequence[sa.ColumnElement[bool]]]
+
+BLOCK = 1 << 20
+"""Arrivals are handed out in blocks of this many; 2**43 blocks fit a bigint. A load's number is
+that of its first block, so the upper bits of an arrival lead to its load."""
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The online rows to find in one table: which columns, by which keys, how old at most.
+
+    ``keys`` pairs the table's key columns with positions in each row of keys that is asked for.
+    """
+
+    table: sa.Table
+    features: tuple[tuple[str, FeatureType], ...]
+    keys: tuple[tuple[str, int], ...]
+    ttl: dt.timedelta | None
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """What one online read looks up, compiled once and kept with its request."""
+
+    project: str
+    key_types: tuple[FeatureType, ...]
+    lookups: tuple[Lookup, ...]
+    cache: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRow:
+    """An online row: its time, whether the ttl has not passed, the driver's values."""
+
+    event_time: dt.datetime
+    fresh: bool
+    values: Sequence[Any]
+
+
+Found = tuple[int, list[list[FoundRow | None]]]
+"""The registry's revision, and per lookup the row found for each row of keys."""
+
+
+class Dialect(Protocol):
+    """What the library asks of a database. Sessions are in a transaction unless said."""
+
+    single_writer: bool
+    """Whether the database lets one transaction write at a time."""
+
+    async def prepare(self, session: Session) -> None:
+        """Make a connection just checked out fit for use; without a transaction."""
+
+    async def release(self, session: Session) -> None:
+        """Leave a borrowed connection as it came, before it goes back to its pool."""
+
+    async def begin(self, session: Session, *, snapshot: bool) -> None:
+        """Begin a transaction to write, or one that reads a single ``snapshot``."""
+
+    async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
+        """Until the end of the transaction keep undo, erasure and apply (exclusive) apart from
+        writes (shared, beside each other)."""
+
+    async def lock_name(self, session: Session, name: str) -> None:
+        """Until the end of the transaction, the only holder of ``name`` in this database."""
+
+    async def now(self, session: Session) -> dt.datetime:
+        """The database's clock, aware, at this moment."""
+
+    async def allocate(self, session: Session, blocks: int) -> int:
+        """The number of the first of ``blocks`` consecutive blocks of arrivals."""
+
+    async def insert(
+        self,
+        session: Session,
+        table: sa.Table,
+        batches: AsyncIterator[pa.RecordBatch],
+        types: Types,
+    ) -> int:
+        """Bulk-insert record batches (columns as in ``types``); how many rows went in."""
+
+    async def rows(
+        self, session: Session, sql: str, values: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        """All rows of a query as the driver gives them; with or without a transaction."""
+
+    def stream(
+        self, session: Session, sql: str, values: Sequence[Any], size: int
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        """The rows of a query, ``size`` at a time."""
+
+    async def analyze(self, session: Session, table: sa.Table) -> None:
+        """Refresh the planner's statistics of a table that has grown much."""
+
+    def column_type(self, kind: FeatureType) -> sa.types.TypeEngine[Any]:
+        """How columns of ``kind`` are declared."""
+
+    def bind(self, kind: FeatureType, value: Any) -> sa.ColumnElement[Any]:
+        """A bound value that compares exactly with a column of ``kind``."""
+
+    def since(self, moment: sa.ColumnElement[Any], ttl: dt.timedelta) -> sa.ColumnElement[Any]:
+        """``moment - ttl``, exact to the microsecond."""
+
+    def read(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """A column of ``kind`` as it is selected for :meth:`decode` and :meth:`arrow`."""
+
+    def decode(self, kind: FeatureType, value: Any) -> Any:
+        """A driver's value (not null) as the Python value of ``kind``."""
+
+    def arrow(self, kind: FeatureType, values: Sequence[Any]) -> pa.Array:
+        """A column of driver's values, nulls among them, as an Arrow array of ``kind``."""
+
+    def join_latest(
+        self, left: sa.FromClause, history: sa.Table, match: Match
+    ) -> tuple[sa.FromClause, sa.FromClause]:
+        """``left`` joined with the newest row of ``history`` that meets ``match``, or nulls.
+
+        Returns the join and the element whose columns are the matched row's.
+        """
+
+    def refresh_online(
+        self,
+        history: sa.Table,
+        online: sa.Table,
+        keys: Sequence[str],
+        first: int,
+        last: int,
+        until: dt.datetime,
+    ) -> sa.sql.dml.Insert | None:
+        """A faster statement than the general one that takes online the newest of the arrivals
+        ``first`` to ``last``; None where there is none."""
+
+    async def find_online(
+        self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
+    ) -> Found:
+        """Look up online rows for rows of keys, all as of one moment, in one round trip."""
+
+    def upsert(self, table: sa.Table) -> Any:
+        """An INSERT that knows ``on_conflict_do_update`` and ``excluded``."""

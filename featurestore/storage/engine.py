@@ -1,0 +1,299 @@
+"""The engine, who owns it, and the sessions that every call runs on.
+
+A :class:`Session` is one checked-out connection. :meth:`Database.transaction` commits at its
+end or rolls back; neither can be torn in two by a cancellation: an answer to a COMMIT that was
+sent is waited for, and a rollback is finished before the cancellation goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+from featurestore.errors import DefinitionError
+from featurestore.storage.faults import translated
+
+if TYPE_CHECKING:
+    from featurestore.storage.dialect import Dialect, Found, Lookups, Types
+
+T = TypeVar("T")
+
+DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
+FINISH_SECONDS = 30.0
+"""How long a COMMIT's answer, a rollback or a return to the pool is waited for."""
+
+_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+}
+
+
+def resolve_url(url: str | sa.URL | None) -> sa.URL:
+    """The URL with an async driver: ``url``, else ``FEATURESTORE_URL``, else SQLite here."""
+    try:
+        parsed = make_url(url or os.environ.get("FEATURESTORE_URL") or DEFAULT_URL)
+    except (ArgumentError, ValueError) as error:
+        raise DefinitionError(
+            "The database URL cannot be read; it has the form "
+            "postgresql://user:password@host/database or sqlite:///file.db."
+        ) from error
+    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
+    if driver not in _DRIVERS.values():
+        raise DefinitionError(
+            f"{parsed.drivername!r} is no driver that featurestore runs on; use postgresql:// "
+            f"(asyncpg) or sqlite:// (aiosqlite)."
+        )
+    parsed = parsed.set(drivername=driver)
+    if "sslmode" in parsed.query:  # libpq's word for what asyncpg calls ssl
+        parsed = parsed.update_query_dict({"ssl": parsed.query["sslmode"]})
+        parsed = parsed.difference_update_query(["sslmode"])
+    return parsed
+
+
+def _create_engine(url: sa.URL) -> AsyncEngine:
+    options: dict[str, Any] = {"pool_pre_ping": False}
+    if url.get_backend_name() == "sqlite":
+        # A database in memory lives in its one connection, so that one is handed around.
+        in_memory = url.database in (None, "", ":memory:")
+        options["poolclass"] = AsyncAdaptedQueuePool
+        options["pool_size"] = 1 if in_memory else 5
+        options["max_overflow"] = 0 if in_memory else 10
+    try:
+        return create_async_engine(url, **options)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise DefinitionError(f"The database URL is not understood: {error}") from error
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Finish ``work`` although the caller is cancelled; the cancellation goes on afterwards."""
+    task = asyncio.ensure_future(asyncio.wait_for(work, FINISH_SECONDS))
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except Exception:  # noqa: BLE001 - task.result() below raises it
+            break
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # a failure beneath a cancellation is looked at, not reported twice
+        raise cancelled
+    return task.result()
+
+
+class Session:
+    """One connection at work: Core statements, raw reads, bulk inserts.
+
+    Statements of several tasks are run one after the other. ``dialect`` has what differs between
+    the databases.
+    """
+
+    def __init__(self, connection: AsyncConnection, driver: Any, dialect: Dialect) -> None:
+        self.connection = connection
+        self.driver = driver
+        self.dialect = dialect
+        self._lock = asyncio.Lock()
+
+    @property
+    def label(self) -> str:
+        """The database's name for people: its URL without the password."""
+        return self.connection.engine.url.render_as_string(hide_password=True)
+
+    async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
+        """Run a Core statement and return SQLAlchemy's buffered result."""
+        async with self._alone():
+            return await self.connection.execute(statement, parameters)
+
+    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
+        """Run code written for SQLAlchemy's synchronous connection, as Alembic's is."""
+        async with self._alone():
+            return await self.connection.run_sync(work)
+
+    async def insert(
+        self, table: sa.Table, batches: AsyncIterator[pa.RecordBatch], types: Types
+    ) -> int:
+        """Bulk-insert record batches whose columns are named as the table's; the row count."""
+        async with self._alone():
+            return await self.dialect.insert(self, table, batches, types)
+
+    async def rows(
+        self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None
+    ) -> Sequence[Sequence[Any]]:
+        """All rows of a query as the driver gives them: values are not processed."""
+        return await self.raw_rows(*self.compile(statement, parameters))
+
+    async def raw_rows(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
+        """All rows of a statement that :meth:`compile` gave."""
+        async with self._alone():
+            return await self.dialect.rows(self, sql, values)
+
+    async def find_online(self, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
+        """Look up online rows, all as of one moment; see :meth:`Dialect.find_online`."""
+        async with self._alone():
+            return await self.dialect.find_online(self, lookups, keys)
+
+    async def stream(
+        self,
+        statement: sa.sql.ClauseElement,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        size: int,
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        """The rows of a query, ``size`` at a time, without holding them all."""
+        sql, values = self.compile(statement, parameters)
+        with translated(self.label):
+            async for chunk in self.dialect.stream(self, sql, values, size):
+                yield chunk
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._lock:
+            with translated(self.label):
+                yield
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What fails inside is taken back, the transaction around it goes on."""
+        with translated(self.label):
+            nested = await self.connection.begin_nested()
+        try:
+            yield
+        except BaseException:
+            with translated(self.label):
+                await uninterrupted(nested.rollback())
+            raise
+        with translated(self.label):
+            await nested.commit()
+
+    def compile(
+        self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None
+    ) -> tuple[str, list[Any]]:
+        """A statement as the driver takes it: its text, and its values by position."""
+        compiled = statement.compile(dialect=self.connection.dialect)
+        values = compiled.construct_params(parameters) or {}
+        return str(compiled), [values[name] for name in _positions(compiled)]
+
+    def text(self, statement: sa.sql.ClauseElement) -> str:
+        """A statement's text alone, to be kept and run with values of each call."""
+        return str(statement.compile(dialect=self.connection.dialect))
+
+
+def _positions(compiled: Any) -> Sequence[str]:
+    return getattr(compiled, "positiontup", None) or ()
+
+
+class Database:
+    """The engine and its owner. Made from a URL it is closed here; given, it is borrowed."""
+
+    def __init__(self, url: str | sa.URL | None, engine: AsyncEngine | None) -> None:
+        if url is not None and engine is not None:
+            raise DefinitionError("Give the store a url or an engine, not both.")
+        self._owned = engine is None
+        self.engine = engine if engine is not None else _create_engine(resolve_url(url))
+        if not isinstance(self.engine, AsyncEngine):
+            raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
+        self.dialect = _dialect(self.engine, self._owned)
+        self.label = self.engine.url.render_as_string(hide_password=True)
+        # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
+        self._writer = asyncio.Lock() if self.dialect.single_writer else None
+
+    async def close(self) -> None:
+        """Close all connections of an engine made here; leave a borrowed one alone."""
+        if self._owned:
+            await uninterrupted(self.engine.dispose())
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Session]:
+        """A connection without a transaction: for single statements that read."""
+        with translated(self.label):
+            connection = await self.engine.connect()
+        try:
+            raw = await connection.get_raw_connection()
+            session = Session(connection, raw.driver_connection, self.dialect)
+            with translated(self.label):
+                await self.dialect.prepare(session)
+            yield session
+            with translated(self.label):
+                await uninterrupted(self.dialect.release(session))
+        finally:
+            with translated(self.label):
+                await uninterrupted(_release(connection))
+
+    @asynccontextmanager
+    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Session]:
+        """A transaction that commits at the end and rolls back on any error.
+
+        With ``snapshot`` it is for reading: all its statements see one state.
+        """
+        if self._writer is not None and not snapshot:
+            async with self._writer, self._transaction(snapshot) as session:
+                yield session
+        else:
+            async with self._transaction(snapshot) as session:
+                yield session
+
+    @asynccontextmanager
+    async def _transaction(self, snapshot: bool) -> AsyncIterator[Session]:
+        async with self.session() as session:
+            try:
+                with translated(self.label):
+                    await self.dialect.begin(session, snapshot=snapshot)
+                yield session
+            except BaseException:
+                await uninterrupted(_abandon(session.connection))
+                raise
+            with translated(self.label):
+                await uninterrupted(session.connection.commit())
+
+
+async def _abandon(connection: AsyncConnection) -> None:
+    """Roll back; a connection that cannot even do that is thrown away."""
+    try:
+        await connection.rollback()
+    except (TimeoutError, SQLAlchemyError, OSError):
+        await connection.invalidate()
+    except Exception as error:
+        await connection.invalidate()
+        if not type(error).__module__.startswith("asyncpg"):
+            raise
+
+
+async def _release(connection: AsyncConnection) -> None:
+    """Give the connection back to its pool; where that hangs, drop it."""
+    try:
+        async with asyncio.timeout(FINISH_SECONDS / 2):
+            await connection.close()
+    except TimeoutError:
+        await connection.invalidate()
+        await connection.close()
+
+
+def _dialect(engine: AsyncEngine, owned: bool) -> Dialect:
+    match (engine.dialect.name, engine.dialect.driver):
+        case ("postgresql", "asyncpg"):
+            from featurestore.storage.postgresql import PostgreSQL
+
+            return PostgreSQL()
+        case ("sqlite", "aiosqlite"):
+            from featurestore.storage.sqlite import SQLite
+
+            return SQLite(owned=owned)
+        case (name, driver):
+            raise DefinitionError(
+                f"An engine of {name}+{driver} is not supported; use postgresql+asyncpg or "
+                f"sqlite+aiosqlite."
+            )

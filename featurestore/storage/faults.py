@@ -1,0 +1,101 @@
+"""Driver errors become featurestore's own, here and nowhere else."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy.exc as sa_exc
+
+from featurestore.errors import (
+    FeatureStoreError,
+    OverloadedError,
+    SchemaMismatchError,
+    StoreUnavailableError,
+)
+
+# SQLSTATE classes and codes after which the same call may succeed: connection failures,
+# too many connections, shutdowns, deadlocks and serialization failures.
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_PASSING = ("08", "53300", "57P01", "57P02", "57P03", "57P05", "40001", "40P01", "55P03")
+_NO_ACCESS = ("3D000", "28")
+_LAYOUT = ("42703", "42P01", "22P03", "42804")
+
+
+class LayoutChanged(FeatureStoreError):
+    """A table is not as this process remembers it: another one has applied definitions."""
+
+
+@contextmanager
+def translated(database: str) -> Iterator[None]:
+    """Raise what the driver raises inside as featurestore's errors; ``database`` is for people."""
+    try:
+        yield
+    except (sa_exc.SQLAlchemyError, sqlite3.Error, OSError, ConnectionError) as error:
+        raise translate(error, database) from _root(error)
+    except Exception as error:
+        if not type(error).__module__.startswith("asyncpg"):
+            raise
+        raise translate(error, database) from error
+
+
+def _root(error: BaseException) -> BaseException:
+    """The driver's own error beneath SQLAlchemy's wrapping."""
+    original: BaseException | None = getattr(error, "orig", None)
+    if original is None:
+        return error
+    beneath = original.__cause__
+    return original if beneath is None else beneath
+
+
+def translate(error: BaseException, database: str) -> FeatureStoreError:
+    """The error to raise for a driver's ``error``."""
+    root = _root(error)
+    if isinstance(error, sa_exc.TimeoutError):
+        return OverloadedError(
+            f"No connection to {database} became free in time: all are in use. Try again, or "
+            f"give the engine a larger pool."
+        )
+    if isinstance(root, sqlite3.Error):
+        return _sqlite(root, database)
+    state = getattr(root, "sqlstate", None) or ""
+    if state.startswith(_LAYOUT):
+        return LayoutChanged(
+            f"A table in {database} is not as the registry has it: {root}. Run apply again, and "
+            f"repeat the call."
+        )
+    if state.startswith(_NO_ACCESS):
+        return StoreUnavailableError(f"{database} refuses the connection: {root}.")
+    if state.startswith(_PASSING):
+        return StoreUnavailableError(f"{database} broke off: {root}. Trying again may help.")
+    # asyncpg has one class for misuse and for connections that are gone.
+    closed = type(root).__name__ == "InterfaceError" and "clos" in str(root)
+    if closed or isinstance(root, OSError):
+        return StoreUnavailableError(
+            f"{database} cannot be reached: {str(root) or type(root).__name__}. Is it running, and is "
+            f"the URL right?"
+        )
+    return FeatureStoreError(f"{database} refused a statement: {root}")
+
+
+def _sqlite(error: sqlite3.Error, database: str) -> FeatureStoreError:
+    text = str(error)
+    if "locked" in text or "busy" in text:
+        return StoreUnavailableError(
+            f"{database} is locked by another process that writes. Trying again may help."
+        )
+    if "unable to open" in text:
+        return StoreUnavailableError(
+            f"{database} cannot be opened: {text}. Does its folder exist, and may you write to it?"
+        )
+    if "not a database" in text or "malformed" in text:
+        return StoreUnavailableError(f"{database} is no SQLite database, or a damaged one: {text}.")
+    if "no such column" in text or "no such table" in text or "has no column" in text:
+        return LayoutChanged(
+            f"A table in {database} is not as the registry has it: {text}. Run apply again, and "
+            f"repeat the call."
+        )
+    if isinstance(error, sqlite3.IntegrityError):
+        return SchemaMismatchError(f"{database} refused a row: {text}")
+    return FeatureStoreError(f"{database} refused a statement: {text}")

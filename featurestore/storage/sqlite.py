@@ -1,0 +1,360 @@
+"""SQLite through aiosqlite: the embedded default.
+
+Timestamps are kept as integers of microseconds since 1970-01-01 UTC, dates as days, decimals
+and JSON and arrays as text. REAL columns cannot hold NaN: SQLite stores null. A table's arrival
+is its row number, so loads append, and undoing one is a range delete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import datetime as dt
+import decimal
+import json
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+
+from featurestore.storage.dialect import Found, FoundRow, Lookup, Lookups, Match, Types
+from featurestore.storage.tables import ARRIVAL, EVENT, counter, newest_first, project
+from featurestore.types import (
+    EPOCH,
+    ArrayType,
+    Bool,
+    Bytes,
+    Date,
+    DecimalType,
+    FeatureType,
+    Float32,
+    Json,
+    Timestamp,
+    from_micros,
+    micros,
+)
+
+if TYPE_CHECKING:
+    from featurestore.storage.engine import Session
+
+T = TypeVar("T")
+
+BUSY_MILLISECONDS = 30_000
+"""How long a writer waits for another process to finish writing."""
+
+INSERT_ROWS = 16_384
+"""Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
+
+_EPOCH_DAY = EPOCH.date().toordinal()
+
+_TYPES: dict[str, sa.types.TypeEngine[Any]] = {
+    "bool": sa.Integer(),
+    "int32": sa.Integer(),
+    "int64": sa.Integer(),
+    "float32": sa.REAL(),
+    "float64": sa.REAL(),
+    "string": sa.Text(),
+    "bytes": sa.BLOB(),
+    "timestamp": sa.Integer(),
+    "date": sa.Integer(),
+    "json": sa.Text(),
+}
+
+
+class SQLite:
+    """The dialect of SQLite 3.35 and later.
+
+    Connections of an engine made here (``owned``) are set up once and stay so; a borrowed one
+    is given back as it came.
+    """
+
+    single_writer = True
+
+    def __init__(self, *, owned: bool) -> None:
+        self._owned = owned
+        self._prepared: WeakSet[Any] = WeakSet()
+
+    async def prepare(self, session: Session) -> None:
+        if session.driver in self._prepared:
+            return
+
+        def settle(raw: sqlite3.Connection) -> None:
+            # The default mode of sqlite3 begins and commits by itself in some statements.
+            raw.isolation_level = None
+            raw.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
+            if self._owned:
+                # Readers go on while one writes; FULL keeps a commit through a power cut.
+                raw.execute("PRAGMA journal_mode=WAL")
+                raw.execute("PRAGMA synchronous=FULL")
+                raw.execute("PRAGMA temp_store=MEMORY")
+
+        await _run(session, settle)
+        if self._owned:
+            self._prepared.add(session.driver)
+
+    async def release(self, session: Session) -> None:
+        if not self._owned:
+            await _run(session, lambda raw: setattr(raw, "isolation_level", ""))
+
+    async def begin(self, session: Session, *, snapshot: bool) -> None:
+        # A transaction that begins by reading cannot always become a writer: begin as one.
+        await _run(session, lambda raw: raw.execute("BEGIN" if snapshot else "BEGIN IMMEDIATE"))
+
+    async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
+        return None  # BEGIN IMMEDIATE keeps all other writers out
+
+    async def lock_name(self, session: Session, name: str) -> None:
+        return None
+
+    async def now(self, session: Session) -> dt.datetime:
+        return dt.datetime.now(dt.UTC)  # SQLite's clock is this machine's, cut to milliseconds
+
+    async def allocate(self, session: Session, blocks: int) -> int:
+        statement = (
+            counter.update()
+            .where(counter.c.name == "arrival")
+            .values(value=counter.c.value + blocks)
+            .returning(counter.c.value)
+        )
+        return int((await session.execute(statement)).scalar_one()) - blocks
+
+    async def insert(
+        self,
+        session: Session,
+        table: sa.Table,
+        batches: AsyncIterator[pa.RecordBatch],
+        types: Types,
+    ) -> int:
+        # SQLAlchemy writes the columns in the table's order, so the values come in it too.
+        types = {column.name: types[column.name] for column in table.c if column.name in types}
+        statement = table.insert().values({name: sa.bindparam(name) for name in types})
+        sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="qmark")))
+        rows = 0
+        async for batch in batches:
+            for start in range(0, batch.num_rows, INSERT_ROWS):
+                piece = batch.slice(start, INSERT_ROWS)
+                await _run(session, partial(_insert, sql=sql, batch=piece, types=types))
+            rows += batch.num_rows
+        return rows
+
+    async def rows(
+        self, session: Session, sql: str, values: Sequence[Any]
+    ) -> Sequence[Sequence[Any]]:
+        return await _run(session, lambda raw: raw.execute(sql, values).fetchall())
+
+    async def stream(
+        self, session: Session, sql: str, values: Sequence[Any], size: int
+    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+        cursor = await _run(session, lambda raw: raw.execute(sql, values))
+        try:
+            while chunk := await _run(session, lambda raw: cursor.fetchmany(size)):
+                yield chunk
+        finally:
+            await _run(session, lambda raw: cursor.close())
+
+    async def analyze(self, session: Session, table: sa.Table) -> None:
+        return None  # every query here has one index to go by
+
+    def column_type(self, kind: FeatureType) -> sa.types.TypeEngine[Any]:
+        if isinstance(kind, DecimalType | ArrayType):
+            return sa.Text()
+        return _TYPES[kind.name]
+
+    def bind(self, kind: FeatureType, value: Any) -> sa.ColumnElement[Any]:
+        return sa.bindparam(None, encode(kind, value), type_=self.column_type(kind), unique=True)
+
+    def since(self, moment: sa.ColumnElement[Any], ttl: dt.timedelta) -> sa.ColumnElement[Any]:
+        return moment - ttl // dt.timedelta(microseconds=1)
+
+    def read(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        return column
+
+    def decode(self, kind: FeatureType, value: Any) -> Any:
+        if isinstance(kind, ArrayType):
+            return [None if v is None else _element(kind.item, v) for v in json.loads(value)]
+        if kind == Timestamp:
+            return from_micros(value)
+        if kind == Date:
+            return dt.date.fromordinal(value + _EPOCH_DAY)
+        if kind == Bool:
+            return bool(value)
+        if kind == Json:
+            return json.loads(value)
+        return decimal.Decimal(value) if isinstance(kind, DecimalType) else value
+
+    def arrow(self, kind: FeatureType, values: Sequence[Any]) -> pa.Array:
+        if kind == Timestamp:
+            return pa.array(values, pa.int64()).cast(kind.arrow)
+        if kind == Date:
+            return pa.array(values, pa.int32()).cast(kind.arrow)
+        if isinstance(kind, DecimalType | ArrayType) or kind == Bool:
+            decoded = [None if value is None else self.decode(kind, value) for value in values]
+            return pa.array(decoded, kind.arrow)
+        return pa.array(values, kind.arrow)
+
+    def join_latest(
+        self, left: sa.FromClause, history: sa.Table, match: Match
+    ) -> tuple[sa.FromClause, sa.FromClause]:
+        # The arrival is the row number and ends every index entry: the scalar subquery is one
+        # descent into the index, the join one into the table.
+        rows, best = history.alias(), history.alias()
+        newest = (
+            sa.select(rows.c[ARRIVAL])
+            .where(*match(rows))
+            .order_by(*newest_first(rows))
+            .limit(1)
+            .correlate_except(rows)
+            .scalar_subquery()
+        )
+        return left.outerjoin(best, best.c[ARRIVAL] == newest), best
+
+    def refresh_online(
+        self,
+        history: sa.Table,
+        online: sa.Table,
+        keys: Sequence[str],
+        first: int,
+        last: int,
+        until: dt.datetime,
+    ) -> sa.sql.dml.Insert | None:
+        return None
+
+    async def find_online(
+        self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
+    ) -> Found:
+        if "sql" not in lookups.cache:
+            queries = [_online_query(lookup) for lookup in lookups.lookups]
+            lookups.cache["sql"] = [session.text(query) for query in queries]
+            revision = sa.select(project.c.revision).where(project.c.name == lookups.project)
+            lookups.cache["revision"] = session.compile(revision)
+        encoded = [
+            tuple(
+                None if value is None else encode(kind, value)
+                for kind, value in zip(lookups.key_types, row, strict=True)
+            )
+            for row in keys
+        ]
+        return await _run(session, lambda raw: _find(raw, lookups, encoded))
+
+    def upsert(self, table: sa.Table) -> Any:
+        return sqlite.insert(table)
+
+
+async def _run(session: Session, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run ``work`` on the connection's own thread, in one hop however many statements it has.
+
+    A caller that is cancelled interrupts what SQLite is doing.
+    """
+    driver = session.driver
+    try:
+        # aiosqlite's public calls are one statement a hop each; this is what they are made of.
+        result: T = await driver._execute(work, driver._conn)
+        return result
+    except asyncio.CancelledError:
+        await driver.interrupt()
+        raise
+
+
+def _insert(raw: sqlite3.Connection, *, sql: str, batch: pa.RecordBatch, types: Types) -> None:
+    columns = [_physical(kind, batch.column(name)) for name, kind in types.items()]
+    raw.executemany(sql, zip(*columns, strict=True))
+
+
+def _physical(kind: FeatureType, column: pa.Array) -> list[Any]:
+    """A column as the list of values that SQLite keeps."""
+    if isinstance(kind, DecimalType):
+        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+    if isinstance(kind, ArrayType):
+        item = kind.item
+        return [None if row is None else _dump_array(item, row) for row in column.to_pylist()]
+    if kind == Timestamp:
+        column = column.cast(pa.int64())
+    elif kind == Date:
+        column = column.cast(pa.int32())
+    elif kind == Float32:
+        column = column.cast(pa.float64())
+    return column.to_pylist()  # type: ignore[no-any-return]
+
+
+def encode(kind: FeatureType, value: Any) -> Any:
+    """A Python value (not null, as ``kind.python`` gives it) as SQLite keeps it."""
+    if kind == Timestamp:
+        return micros(value)
+    if kind == Date:
+        return value.toordinal() - _EPOCH_DAY
+    if kind == Bool:
+        return int(value)
+    if isinstance(kind, DecimalType):
+        return pc.cast(pa.scalar(value, kind.arrow), pa.string()).as_py()
+    return value
+
+
+def _dump_array(item: FeatureType, values: Sequence[Any]) -> str:
+    if item == Bytes:
+        values = [None if v is None else base64.b64encode(v).decode() for v in values]
+    elif item in (Timestamp, Date) or isinstance(item, DecimalType):
+        values = [None if v is None else encode(item, v) for v in values]
+    return json.dumps(values, ensure_ascii=False)
+
+
+def _element(item: FeatureType, value: Any) -> Any:
+    if item == Bytes:
+        return base64.b64decode(value)
+    if item == Timestamp:
+        return from_micros(value)
+    if item == Date:
+        return dt.date.fromordinal(value + _EPOCH_DAY)
+    return decimal.Decimal(value) if isinstance(item, DecimalType) else value
+
+
+def _online_query(lookup: Lookup) -> sa.Select[Any]:
+    columns = [lookup.table.c[name] for name in (EVENT, *dict(lookup.features))]
+    keys = [lookup.table.c[key] == sa.bindparam(f"k{i}") for key, i in lookup.keys]
+    return sa.select(*columns).where(*keys)
+
+
+def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[tuple[Any, ...]]) -> Found:
+    """One statement per view and key, all in one transaction: without a network that is
+    faster than one large statement, and reads one state as well."""
+    alone = not raw.in_transaction
+    if alone:
+        raw.execute("BEGIN")
+    try:
+        sql, values = lookups.cache["revision"]
+        revision = raw.execute(sql, values).fetchone()
+        now = micros(dt.datetime.now(dt.UTC))
+        found = [
+            _find_rows(raw, statement, lookup, keys, now)
+            for statement, lookup in zip(lookups.cache["sql"], lookups.lookups, strict=True)
+        ]
+    finally:
+        if alone:
+            raw.execute("ROLLBACK")
+    return (revision[0] if revision else 0), found
+
+
+def _find_rows(
+    raw: sqlite3.Connection,
+    sql: str,
+    lookup: Lookup,
+    keys: Sequence[tuple[Any, ...]],
+    now: int,
+) -> list[FoundRow | None]:
+    oldest = None if lookup.ttl is None else now - lookup.ttl // dt.timedelta(microseconds=1)
+    known: dict[tuple[Any, ...], FoundRow | None] = {}
+    rows = []
+    for row in keys:
+        key = tuple(row[position] for _, position in lookup.keys)
+        if key not in known:
+            found = raw.execute(sql, key).fetchone()
+            known[key] = found and FoundRow(
+                from_micros(found[0]), oldest is None or found[0] >= oldest, found[1:]
+            )
+        rows.append(known[key])
+    return rows

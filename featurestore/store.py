@@ -1,0 +1,226 @@
+"""The store: a facade whose methods say what there is to do, in a few lines each."""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from featurestore.calls import Calls, ViewName, view_name
+from featurestore.context import Context, StoreContext, TransactionContext
+from featurestore.definitions import (
+    Definition,
+    Entity,
+    FeatureService,
+    FeatureView,
+    check_name,
+)
+from featurestore.errors import DefinitionError
+from featurestore.reports import Load, MaterializeReport, QuarantinedRow, UndoReport
+from featurestore.repository import moment
+from featurestore.storage import ledger, migrations, schema, upkeep
+from featurestore.storage.engine import Database
+from featurestore.storage.planning import Plan
+from featurestore.storage.registry import Catalog
+
+
+class FeatureStore(Calls):
+    """A project of features in a database; an async context manager.
+
+    ``url`` is a SQLAlchemy URL (``postgresql://…``, ``sqlite:///file.db``), by default
+    ``FEATURESTORE_URL``, else SQLite in ``featurestore.db`` of the working folder. An ``engine``
+    given instead is borrowed: it is used and never disposed. Projects share a database and
+    nothing else. A row whose event time is at most ``clock_skew`` ahead of the database's clock
+    counts as now. Making a store does no I/O.
+
+    Example::
+
+        async with FeatureStore("postgresql://localhost/features") as store:
+            await store.apply([driver_stats])
+            await store.ingest(driver_stats)
+            vectors = await store.get_online_features(["driver_stats:*"], [{"driver_id": 7}])
+    """
+
+    def __init__(
+        self,
+        url: str | sa.URL | None = None,
+        *,
+        engine: AsyncEngine | None = None,
+        project: str = "default",
+        clock_skew: dt.timedelta = dt.timedelta(seconds=60),
+    ) -> None:
+        if not isinstance(clock_skew, dt.timedelta) or clock_skew < dt.timedelta(0):
+            raise DefinitionError("clock_skew must be a timedelta of zero or more.")
+        self.project = check_name("project", project)
+        self._database = Database(url, engine)
+        self._context: Context = StoreContext(self._database, project, clock_skew)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections of an engine that the store has made."""
+        await self._database.close()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """SQLAlchemy's engine beneath, for queries of one's own."""
+        return self._database.engine
+
+    def __repr__(self) -> str:
+        return f"<FeatureStore {self._database.label} project={self.project!r}>"
+
+    # --- definitions ----------------------------------------------------------------------
+
+    async def migrate(self) -> tuple[str | None, str]:
+        """Bring the registry's schema to this code's revision; the revisions before and after."""
+        return await migrations.migrate_database(self._database)
+
+    async def plan(self, definitions: Definition | Iterable[Definition]) -> Plan:
+        """The changes that :meth:`apply` would make. Nothing is changed, and a database that was
+        never migrated counts as empty."""
+        async with self._context.snapshot() as session:
+            if await migrations.database_revision(session) is None:
+                catalog = Catalog(self.project)
+            else:
+                catalog = await self._context.catalog(session)
+            return await schema.plan_changes(session, catalog, definitions)
+
+    async def apply(
+        self, definitions: Definition | Iterable[Definition], *, allow: Iterable[str] = ()
+    ) -> Plan:
+        """Bring the registry and its tables to the definitions, in one transaction.
+
+        An empty database is migrated first. What is not given stays as it is. Dropping fields
+        and narrowing types lose data: they need ``allow={"drop"}`` and ``allow={"narrow"}``.
+        """
+        definitions = _listed(definitions)
+        async with self._context.transaction() as session:
+            if await migrations.database_revision(session) is None:
+                await migrations.migrate_session(session)
+            plan = await schema.apply_changes(
+                session, self.project, definitions, allow, self._context.skew
+            )
+        self._context.forget()
+        return plan
+
+    async def list_entities(self) -> list[Entity]:
+        """The registered entities, by name."""
+        return list((await self._catalog()).entities.values())
+
+    async def list_views(self) -> list[FeatureView]:
+        """The registered feature views, by name."""
+        return [registered.view for registered in (await self._catalog()).views.values()]
+
+    async def list_services(self) -> list[FeatureService]:
+        """The registered feature services, by name."""
+        return list((await self._catalog()).services.values())
+
+    async def get_view(self, name: str) -> FeatureView:
+        """The registered view; :class:`NotFoundError` with the closest names."""
+        return (await self._catalog()).view(name).view
+
+    async def get_service(self, name: str) -> FeatureService:
+        """The registered service; :class:`NotFoundError` with the closest names."""
+        return (await self._catalog()).service(name)
+
+    async def get_entity(self, name: str) -> Entity:
+        """The registered entity; :class:`NotFoundError` with the closest names."""
+        return (await self._catalog()).entity(name)
+
+    async def _catalog(self) -> Catalog:
+        async with self._context.snapshot() as session:
+            return await self._context.catalog(session)
+
+    # --- upkeep ---------------------------------------------------------------------------
+
+    async def materialize(
+        self,
+        views: ViewName | Iterable[ViewName] | None = None,
+        *,
+        start: dt.datetime | None = None,
+        end: dt.datetime | None = None,
+    ) -> MaterializeReport:
+        """Set online to the point-in-time rule at this moment, a transaction per view.
+
+        For all keys, or for those with an event in [start, end]. It brings rows online whose
+        time was ahead when they came; everything else a write has brought online already.
+        """
+        began = time.perf_counter()
+        bounds = [None if at is None else moment(at, "start and end") for at in (start, end)]
+        catalog = await self._catalog()
+        if views is None:
+            names = [name for name, view in catalog.views.items() if view.view.online]
+        else:
+            listed = [views] if isinstance(views, str | FeatureView) else views
+            names = [view_name(view) for view in listed]
+        for name in names:
+            catalog.view(name).online_or_error()
+        changed = {}
+        for name in names:
+            async with self._context.transaction() as session:
+                view = (await self._context.catalog(session)).view(name)
+                changed[name] = await upkeep.materialize(
+                    session, view, self._context.skew, bounds[0], bounds[1]
+                )
+        return MaterializeReport(changed, time.perf_counter() - began)
+
+    async def loads(self, view: ViewName | None = None) -> list[Load]:
+        """The ledger: every load of the view, or of the project, oldest first."""
+        name = None if view is None else view_name(view)
+        async with self._context.snapshot() as session:
+            return await ledger.list_loads(session, await self._context.catalog(session), name)
+
+    async def rejected(
+        self, load_id: int | None = None, view: ViewName | None = None
+    ) -> list[QuarantinedRow]:
+        """Rows that loads with ``on_invalid="quarantine"`` have set aside, in file order."""
+        name = None if view is None else view_name(view)
+        async with self._context.snapshot() as session:
+            catalog = await self._context.catalog(session)
+            return await ledger.list_rejected(session, catalog, load_id, name)
+
+    async def undo_load(self, load_id: int) -> UndoReport:
+        """Take one load's rows back out, online included; its file can be loaded again."""
+        async with self._context.transaction() as session:
+            catalog = await self._context.catalog(session)
+            view, row = await ledger.find_load(session, catalog, load_id)
+            return await upkeep.undo(session, view, row, self._context.skew)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        """``async with store.transaction() as tx``: pushes, loads and reads that see them, which
+        all commit at the end or, on any error, fail as one."""
+        async with self._context.transaction() as session:
+            inner = TransactionContext(session, self.project, self._context.skew)
+            try:
+                yield Transaction(inner)
+            finally:
+                inner.close()
+
+
+class Transaction(Calls):
+    """The calls of a store inside one transaction. Made by :meth:`FeatureStore.transaction`."""
+
+    def __init__(self, context: TransactionContext) -> None:
+        self._context = context
+
+
+def _listed(definitions: Definition | Iterable[Definition]) -> list[Definition]:
+    if isinstance(definitions, Entity | FeatureView | FeatureService):
+        return [definitions]
+    return list(definitions)

@@ -1,0 +1,64 @@
+"""Tables as text, and what must never reach a terminal."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from featurestore.cli.output import Table, cell, plain_lines, plural, printable, turned
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (1001, "1001"),
+        (0.5, "0.5"),
+        ("[bold]x[/]", "[bold]x[/]"),
+        ("two\nlines", "two\\nlines"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("Œuvre 温度", "Œuvre 温度"),
+        (b"\x00\xff", '"AP8="'),
+        ([1, None, "a"], '[1, null, "a"]'),
+        ({"a": dt.date(2024, 1, 31)}, '{"a": "2024-01-31"}'),
+        (dt.datetime(2024, 1, 31, 12, tzinfo=dt.UTC), "2024-01-31 12:00:00Z"),
+        (dt.date(2024, 1, 31), "2024-01-31"),
+        (Decimal("1E+2"), "100"),
+    ],
+)
+def test_cells_are_one_line_of_safe_text(value: Any, text: str) -> None:
+    assert cell(value) == text
+
+
+def test_a_messages_line_breaks_stay_and_its_escapes_do_not() -> None:
+    assert printable("a\nb\x1b[2J\r", keep="\n") == "a\nb\\x1b[2J\\r"
+
+
+def test_plain_tables_are_aligned_and_never_cut() -> None:
+    long = "x" * 300
+    table = Table(("name", ">rows", "note"), [("温度", "1,000", long), ("ab", "7", "")])
+    assert list(plain_lines(table)) == [
+        "name   rows  note",
+        f"温度  1,000  {long}",
+        "ab        7",
+    ]
+
+
+def test_a_wide_table_can_be_turned_over() -> None:
+    one = turned(Table(("driver_id", "trips"), [(1001, 7)]))
+    assert list(plain_lines(one)) == ["name       value", "driver_id  1001", "trips      7"]
+    two = turned(Table(("driver_id", "trips"), [(1001, 7), (1002, None)]))
+    assert list(plain_lines(two)) == [
+        "           1     2",
+        "driver_id  1001  1002",
+        "trips      7     null",
+    ]
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2000, "2,000 rows")])
+def test_plural(count: int, text: str) -> None:
+    assert plural(count, "row") == text

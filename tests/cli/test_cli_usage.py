@@ -1,0 +1,76 @@
+"""Help, wrong use, and what every command has in common."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import Run
+
+COMMANDS = (
+    *("init", "migrate", "plan", "apply", "ingest", "push", "materialize", "online"),
+    *("training-set", "loads", "undo", "status", "demo"),
+)
+
+
+def test_help_has_the_commands_in_the_order_of_their_use(run: Run) -> None:
+    done = run("--help")
+    found = [
+        line.split()[0] for line in done.out.splitlines() if line[:2] == "  " and line[2:3] != " "
+    ]
+    assert [name for name in found if name in COMMANDS] == [*COMMANDS]
+    assert "..." not in done.out.partition("Commands:")[2].partition("Options:")[0]
+    assert done.err == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_and_the_common_options(run: Run, command: str) -> None:
+    done = run(command, "--help")
+    for option in ("--url", "--project", "--definitions", "--json", "--debug"):
+        assert option in done.out.partition("Options of every command:")[2]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "Usage: featurestore"),
+        (["ingst"], "Did you mean"),
+        (["ingest"], "Missing argument 'VIEW'"),
+        (["ingest", "v", "--on-invalid", "ignore"], "'ignore' is not one of"),
+        (["apply", "--allow", "everything"], "'everything' is not one of"),
+        (["undo", "seven"], "'seven' is not a valid integer"),
+        (["materialize", "--start", "yesterday"], "'yesterday' is no time such as"),
+        (["online"], "Missing argument"),
+        (["online", "driver_id=1"], "Name features"),
+        (["online", "a:x", "b"], "b: give either features"),
+        (["training-set", "a.parquet", "v:x"], "Missing option"),
+        (["training-set", "a.parquet", "v:x", "-o", "x.csv"], "writes Parquet"),
+        (["plan", "--nonsense"], "No such option"),
+    ],
+)
+def test_wrong_use_is_status_2_and_says_how(run: Run, args: list[str], words: str) -> None:
+    done = run(*args, status=2)
+    assert words in done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+
+
+def test_common_options_stand_before_or_after_the_command(run: Run) -> None:
+    before = run("--project", "a", "--json", "status").json
+    after = run("status", "--project", "a", "--json").json
+    assert before == after
+    assert before["project"] == "a"
+    assert run("--project", "a", "status", "--project", "b", "--json").json["project"] == "b"
+
+
+def test_help_needs_no_database_library() -> None:
+    code = (
+        "import sys; sys.argv = ['featurestore', '--help']\n"
+        "from featurestore.cli import main\n"
+        "main()\n"
+        "heavy = {'sqlalchemy', 'pyarrow', 'alembic', 'rich', 'asyncpg'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"

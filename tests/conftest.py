@@ -1,0 +1,24 @@
+"""What every test has: pytest's own tester, and Hypothesis without a clock.
+
+The databases, the stores on them and the loop guard come from the package's pytest plugin
+(``featurestore/testing/plugin.py``). Folders of tests are no packages: their files need names
+of their own, and what they share is imported by its bare name (``import oracle``).
+"""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, settings
+
+pytest_plugins = ["pytester"]
+
+settings.register_profile(
+    "featurestore",
+    deadline=None,  # examples talk to databases
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,  # one database serves all examples of a test
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
+    print_blob=True,
+)
+settings.load_profile("featurestore")

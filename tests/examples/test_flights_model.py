@@ -1,0 +1,57 @@
+"""The example's model: JSON and back, one flight at a time or many."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+
+@pytest.fixture
+def flights() -> pd.DataFrame:
+    """Flights that are late in wind, and with one carrier more than with the other."""
+    rows = [
+        {
+            "carrier": carrier,
+            "origin": "JFK",
+            "dest": "BOS",
+            "wind_speed": None if wind == 0 else float(wind),
+            "distance": 187,
+            "arr_delay": 60 if wind > limit else 0,
+        }
+        for wind in range(40)
+        for carrier, limit in (("AA", 30), ("B6", 20))
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_it_learns_saves_and_loads(
+    flights: pd.DataFrame, example_path: Path, tmp_path: Path
+) -> None:
+    from model import LateModel, evaluate
+
+    model = LateModel.fit(flights, ["wind_speed", "distance"])
+    model.save(tmp_path / "model.json")
+    assert LateModel.load(tmp_path / "model.json") == model
+    assert evaluate(model, flights).auc > 0.95
+
+    calm = {"carrier": "AA", "origin": "JFK", "dest": "BOS", "wind_speed": 5.0, "distance": 187}
+    assert model.probability(calm) < 0.1 < 0.9 < model.probability(calm | {"wind_speed": 39.0})
+    assert model.probability(calm | {"wind_speed": 25.0, "carrier": "B6"}) > model.probability(
+        calm | {"wind_speed": 25.0}
+    )
+
+
+def test_one_flight_at_a_time_is_the_same_as_many(
+    flights: pd.DataFrame, example_path: Path
+) -> None:
+    from model import LateModel
+
+    model = LateModel.fit(flights[flights["carrier"] == "AA"], ["wind_speed", "distance"])
+    many = model.probabilities(flights)  # with a carrier that it has never seen, and nulls
+    for flight, probability in zip(flights.to_dict("records"), many, strict=True):
+        if math.isnan(flight["wind_speed"]):
+            flight["wind_speed"] = None
+        assert model.probability(flight) == pytest.approx(probability, rel=1e-4)
