@@ -261,6 +261,12 @@ def _warnings(loads: Sequence[LoadReport]) -> tuple[str, ...]:
 
 def _lookups(request: Request, project: str) -> Lookups:
     columns = list(request.key_columns)
+    for output in request.outputs:
+        if output.name in columns:
+            raise DefinitionError(
+                f"{request.joins[output.join].name}:{output.name} would be named as the join key "
+                f"{output.name!r} is; read with full_feature_names=True."
+            )
     return Lookups(
         project,
         tuple(request.key_columns.values()),
@@ -269,7 +275,7 @@ def _lookups(request: Request, project: str) -> Lookups:
                 join.view.online_or_error(),
                 tuple(zip(join.features, join.types(), strict=True)),
                 tuple((key, columns.index(column)) for key, column in join.columns),
-                join.view.view.ttl,
+                join.view.ttl,
             )
             for join in request.joins
         ),

@@ -32,7 +32,9 @@ from sqlalchemy import make_url
 
 from featurestore.definitions import Entity, FeatureService, FeatureView
 from featurestore.errors import FeatureStoreError
+from featurestore.online.vectors import Status
 from featurestore.store import FeatureStore
+from featurestore.training.training_set import TrainingSet
 
 FOLDER = Path("flights_demo")
 DATABASE = "featurestore.db"
@@ -53,7 +55,6 @@ FLIGHT = {
     "carrier": "DL",
     "tailnum": "N718TW",
     "origin": "JFK",
-    "dest": "SFO",
     "distance": 2586,
     "day_of_week": 1,
     "departure_hour": 17.5,
@@ -189,7 +190,7 @@ async def _prepare(screen: _Screen, example: _Example) -> None:
         rows = await asyncio.to_thread(example.data.prepare, example.folder / "data")
         table = _table("file", ">rows", "one row is known from")
         known = {
-            "flights": "the scheduled departure: entity rows, with the label",
+            "flights": "the scheduled departure; with the label",
             "weather": "the end of the hour that was observed",
             "aircraft_delays": "the arrival",
             "carrier_delays": "the arrival, or when that was due",
@@ -215,7 +216,7 @@ async def _load(screen: _Screen, example: _Example, store: FeatureStore) -> int:
             report = await store.ingest(view.name, example.parquet(view.name))
             total += report.rows_written
             if all(load.skipped for load in report.loads):
-                table.add_row(view.name, "loaded before: skipped", f"{report.seconds:.1f}", "")
+                table.add_row(view.name, "loaded before", f"{report.seconds:.1f}", "skipped")
             else:
                 rate = f"{report.rows_written / report.seconds:,.0f}"
                 table.add_row(view.name, f"{report.rows_written:,}", f"{report.seconds:.1f}", rate)
@@ -265,12 +266,12 @@ class _Learned:
 async def _learn(screen: _Screen, example: _Example, frame: Any) -> _Learned:
     title = "Learn from January to October, predict who is late in November and December"
     with screen.chapter(title) as notes:
-        learned, table = await asyncio.to_thread(_fit_and_score, example, frame)
-        notes.append(table)
+        learned, found = await asyncio.to_thread(_fit_and_score, example, frame)
+        notes += found
     return learned
 
 
-def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, Table]:
+def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, list[Any]]:
     code = example.model
     arrived = frame[frame["arr_delay"].notna()]
     past = arrived["event_timestamp"] < TEST_BEGINS
@@ -285,9 +286,9 @@ def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, Table]:
         models.append(code.LateModel.fit(arrived[past], numbers))
         scores.append(code.evaluate(models[-1], arrived[~past]))
         table.add_row(knows, f"{scores[-1].auc:.3f}", f"{scores[-1].top_tenth:.0%}")
-    table.caption = f"{late:.0%} of all flights were more than {code.LATE} minutes late."
     models[-1].save(example.file("model.json"))
-    return _Learned(models[-1], scores[0].auc, scores[1].auc), table
+    learned = _Learned(models[-1], scores[0].auc, scores[1].auc)
+    return learned, [table, f"{late:.0%} of all flights arrived more than {code.LATE} minutes late"]
 
 
 async def _serve(
@@ -299,30 +300,24 @@ async def _serve(
         pushed = await _push_bad_news(store)
         after = await store.get_online_features("arrival_delay", [FLIGHT])
 
-        table = _table("feature", ">before", "", ">after the push", "")
-        names = [name for name in before.to_dicts()[0] if name not in FLIGHT]
-        for name in names:
-            cells: list[str | Text] = []
-            for answer in (before, after):
-                cells.append(_value(answer.to_dicts()[0][name]))
-                cells.append(_status(answer.statuses[0][name]))
-            table.add_row(name, *cells)
-        risks = [
-            model.probability({**FLIGHT, **answer.to_dicts()[0]}) for answer in (before, after)
-        ]
+        table = _table("feature", ">before", ">after the push")
+        vectors = [(answer.to_dicts()[0], answer.statuses[0]) for answer in (before, after)]
+        for name in before.statuses[0]:
+            table.add_row(name, *(_cell(values[name], status[name]) for values, status in vectors))
+        risks = [model.probability({**FLIGHT, **values}) for values, _ in vectors]
         table.add_section()
-        table.add_row("late, probably", f"{risks[0]:.0%}", "", f"{risks[1]:.0%}", "", style="bold")
+        table.add_row("probability of being late", *(f"{risk:.0%}" for risk in risks), style="bold")
         notes.append(table)
 
         rate = await _reads_per_second(store, callers)
         notes.append(
-            f"{len(callers):,} callers at once, each with another flight: {rate:,.0f} answers/s."
+            f"{len(callers):,} callers at once, each with another flight: {rate:,.0f} answers/s"
         )
 
         # The bad news was made up: the store forgets it as if it had never come.
         for load_id in pushed:
             await store.undo_load(load_id)
-        notes.append("The push was undone: what stays in the store is the real data.")
+        notes.append("The push was undone: what stays in the store is the real data")
     return risks[0], risks[1]
 
 
@@ -427,7 +422,7 @@ class _Screen:
         with self.console.status("[dim]working[/]"):
             yield notes
         for note in notes:
-            self.console.print(Padding(note, (0, 0, 0, 3)))
+            self.console.print(Padding(note, (0, 0, 0, 3), expand=False))
         self.console.print(f"   [dim]{time.perf_counter() - started:.1f} s[/]")
 
     def farewell(self, seconds: float, commands: tuple[str, ...]) -> None:
@@ -440,26 +435,27 @@ class _Screen:
 
 def _table(*columns: str) -> Table:
     """A table without lines; a column whose name begins with > is aligned to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column.lstrip(">"), justify="right" if column[:1] == ">" else "left")
     return table
 
 
-def _like_a_diff(text: str) -> Text:
+def _like_a_diff(plan: str) -> Table:
     styles = {"+": "green", "-": "red", "~": "yellow"}
-    lines = [Text(line, styles.get(line.lstrip()[:1], "dim")) for line in text.splitlines()]
-    return Text("\n").join(lines)
+    table = _table("", "")
+    table.show_header = False
+    for line in plan.splitlines():
+        what, _, how = line.partition(": ")
+        table.add_row(Text(what, styles.get(line.lstrip()[:1], "dim")), how)
+    return table
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, dt.datetime):
-        return f"{value:%Y-%m-%d %H:%M}"
-    return "-" if value is None else f"{value:.4g}"
-
-
-def _status(status: str) -> Text:
-    return Text("" if status == "PRESENT" else str(status), "yellow")
+def _cell(value: Any, status: Status) -> str | Text:
+    """A feature's value, or where it has none why."""
+    if status is not Status.PRESENT:
+        return Text(status, "yellow")
+    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, dt.datetime) else f"{value:.4g}"
 
 
 def _duration(age: Any) -> str:

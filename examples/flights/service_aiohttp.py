@@ -3,7 +3,7 @@
 python service_aiohttp.py           # model.json here, the store by FEATURESTORE_URL
 
 curl localhost:8080/late -d '[{"carrier": "DL", "tailnum": "N718TW", "origin": "JFK",
-     "dest": "SFO", "distance": 2586, "departure": "2013-12-31T17:30"}]'
+     "distance": 2586, "departure": "2013-12-31T17:30"}]'
 """
 
 import asyncio
@@ -26,7 +26,6 @@ FLIGHT = {
     "carrier": str,
     "tailnum": str | None,
     "origin": str,
-    "dest": str,
     "distance": int,
     "departure": str,
 }
@@ -58,6 +57,8 @@ def check(flights: Any) -> list[dict[str, Any]]:
         for name, kinds in FLIGHT.items():
             if not isinstance(flight.setdefault(name, None), kinds):
                 raise ValueError(f"flight {number}: {name} is missing or of a wrong type")
+        if not 0 < flight["distance"] < 13_000:
+            raise ValueError(f"flight {number}: no distance on Earth")
         datetime.fromisoformat(flight["departure"])
     return flights
 

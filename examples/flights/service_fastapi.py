@@ -2,7 +2,7 @@
 
     uvicorn service_fastapi:app         # model.json here, the store by FEATURESTORE_URL
 
-    curl -G localhost:8000/late -d carrier=DL -d tailnum=N718TW -d origin=JFK -d dest=SFO \\
+    curl -G localhost:8000/late -d carrier=DL -d tailnum=N718TW -d origin=JFK \\
          -d distance=2586 -d departure=2013-12-31T17:30
 """
 
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import JSONResponse
 from model import LateModel, departure_features
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import featurestore as fs
 
@@ -27,8 +27,7 @@ class Flight(BaseModel, extra="forbid"):
     carrier: str
     tailnum: str | None = None
     origin: str
-    dest: str
-    distance: int
+    distance: Annotated[int, Field(gt=0, lt=13_000, description="miles")]
     departure: datetime
 
 
@@ -82,7 +81,7 @@ async def unavailable(request: Request, error: Exception) -> JSONResponse:
     match error:
         case fs.OverloadedError() | fs.StoreUnavailableError():  # trying again helps
             return JSONResponse({"detail": str(error)}, 503, {"Retry-After": "1"})
-        case fs.InvalidRowsError():  # a key that cannot be, such as one of 2,000 bytes
+        case fs.InvalidRowsError():  # a key that cannot be, such as text with NUL
             return JSONResponse({"detail": str(error)}, 422)
         case _:  # nothing that the caller did: not set up, not migrated
             return JSONResponse({"detail": "The feature store is not ready."}, 500)

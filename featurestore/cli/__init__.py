@@ -12,16 +12,18 @@ import traceback
 from collections.abc import Sequence
 
 import click
+from click.exceptions import NoArgsIsHelpError
 
 from featurestore.cli import output
 from featurestore.cli.commands import COMMANDS
 from featurestore.cli.definitions import line_in
 from featurestore.cli.options import Group, ReaderLeft, Settings
+from featurestore.cli.session import Interrupted
 from featurestore.errors import FeatureStoreError
 
 __all__ = ["main"]
 
-DONE, FAILED, INTERRUPTED = 0, 1, 130
+DONE, FAILED = 0, 1
 
 
 @click.group(
@@ -58,7 +60,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return DONE
     except click.Abort:  # Ctrl-C outside the event loop, or at a question
         output.say("Interrupted.")
-        return INTERRUPTED
+        return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where nothing may get past
         return _report(error, settings)
     return int(status or DONE)
@@ -73,16 +75,21 @@ def _report(error: Exception, settings: Settings) -> int:
     """Say what went wrong, in a line or two, and return the exit status."""
     if settings.debug:
         traceback.print_exception(error)
-    if isinstance(error, click.UsageError) and error.ctx is not None:
-        output.say(error.ctx.get_usage())
     if isinstance(error, click.ClickException):
-        if error.exit_code == INTERRUPTED:
-            output.say(error.format_message())
-        else:
-            output.fail(error.format_message())
+        _say_clicks_error(error)
         return error.exit_code
     output.fail(_in_words(error, settings))
     return FAILED
+
+
+def _say_clicks_error(error: click.ClickException) -> None:
+    message = error.format_message()
+    if isinstance(error, Interrupted | NoArgsIsHelpError):  # the latter's message is the help
+        output.say(message)
+        return
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        output.say(f"{error.ctx.get_usage()}\nHelp: {error.ctx.command_path} --help")
+    output.fail(message)
 
 
 def _in_words(error: Exception, settings: Settings) -> str:

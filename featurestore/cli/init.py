@@ -394,7 +394,8 @@ def feature_type(arrow: pa.DataType) -> FeatureType | None:
     if pa.types.is_dictionary(arrow):
         return feature_type(arrow.value_type)
     if pa.types.is_decimal(arrow):
-        return _decimal(arrow.precision, arrow.scale)
+        fits = arrow.precision <= 38 and 0 <= arrow.scale <= arrow.precision
+        return types.Decimal(arrow.precision, arrow.scale) if fits else None
     if any(is_list(arrow) for is_list in _LISTS):
         item = feature_type(arrow.value_type)
         if item is None or isinstance(item, types.ArrayType) or item == types.Json:
@@ -403,9 +404,3 @@ def feature_type(arrow: pa.DataType) -> FeatureType | None:
     if isinstance(arrow, pa.BaseExtensionType):
         return types.Json if isinstance(arrow, pa.JsonType) else feature_type(arrow.storage_type)
     return next((kind for fits, kind in _TYPES if fits(arrow)), None)
-
-
-def _decimal(precision: int, scale: int) -> FeatureType | None:
-    if scale < 0:  # hundreds, thousands: whole numbers of more digits
-        precision, scale = precision - scale, 0
-    return types.Decimal(precision, scale) if precision <= 38 and scale <= precision else None

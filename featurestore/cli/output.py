@@ -10,7 +10,9 @@ import datetime as dt
 import decimal
 import json
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -103,10 +105,8 @@ def print_table(table: Table) -> None:
 def print_wide(table: Table) -> None:
     """A table of few rows and many columns: on a terminal too narrow for it, turned over."""
     if sys.stdout.isatty() and table.rows:
-        from shutil import get_terminal_size
-
         needed = max(map(width, plain_lines(table)))
-        if needed > get_terminal_size().columns:
+        if needed > shutil.get_terminal_size().columns:
             table = turned(table)
     print_table(table)
 
@@ -189,8 +189,26 @@ def styled(text: str, stream: TextIO, **style: Any) -> str:
 
 
 def _print_error(text: str, label: str = "", colour: str = "") -> None:
-    head = styled(f"{label}:", sys.stderr, fg=colour, bold=True) + " " if label else ""
-    print(head + printable(text, keep="\n"), file=sys.stderr, flush=True)
+    if label:
+        text = f"{label}: {text}"
+    text = _wrapped(printable(text, keep="\n"))
+    if label:
+        head = f"{label}:"
+        text = styled(head, sys.stderr, fg=colour, bold=True) + text.removeprefix(head)
+    print(text, file=sys.stderr, flush=True)
+
+
+def _wrapped(text: str) -> str:
+    """On a terminal, lines that end between words; elsewhere as they are."""
+    if not sys.stderr.isatty():
+        return text
+    columns = os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    return "\n".join(
+        textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
+        if len(line) > columns
+        else line
+        for line in text.split("\n")
+    )
 
 
 def plural(count: int, noun: str, many: str = "") -> str:

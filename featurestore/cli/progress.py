@@ -77,9 +77,10 @@ class RowProgress:
         self._latest[now.file] = now
         files = max(now.files_total, len(self._latest))
         latest = self._latest.values()
+        number = min(now.files_done + (not now.finished), files)
         self._show(
             State(
-                title=now.file if files == 1 else f"{now.file} ({now.files_done} of {files})",
+                title=now.file if files == 1 else f"{now.file} ({number} of {files})",
                 # Each file counts as one: the sizes of those to come are not known.
                 share=sum(map(_share, latest)) / files,
                 rows=sum(one.rows_done for one in latest),

@@ -78,7 +78,7 @@ async def _service(store: FeatureStore, name: str) -> FeatureService:
         if name not in [view.name for view in await store.list_views()]:
             raise
     raise NotFoundError(
-        f"There is no service {name!r}, but a view: write '{name}:*' for its features.",
+        f"There is no feature service {name!r}, but a view: write '{name}:*' for its features.",
         name=name,
         candidates=[f"{name}:*"],
     )

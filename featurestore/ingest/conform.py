@@ -143,8 +143,10 @@ def _raw(batch: pa.RecordBatch, columns: Mapping[str, str], index: int) -> dict[
 def _readable(array: pa.Array, index: int) -> Any:
     try:
         return as_json(array[index].as_py())
-    except (UnicodeDecodeError, ValueError, OverflowError):  # what made the row invalid
-        return str(array[index])
+    except UnicodeDecodeError:
+        return as_json(array.slice(index, 1).cast(pa.binary())[0].as_py())
+    except (ValueError, OverflowError):  # a time that Python has no value for
+        return f"a {array.type} outside the years 1 to 9999"
 
 
 def _entity(arrays: Mapping[str, pa.Array], layout: Layout, index: int) -> list[Any] | None:

@@ -6,6 +6,7 @@ offset. What was read is handed to pyarrow as a :class:`Ranges`, which reads not
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -56,13 +57,27 @@ async def open_file(path: str) -> AsyncIterator[FileReader]:
     """Open a local file for reading ranges; :class:`SourceError` where it cannot be."""
     try:
         status = await aiofiles.os.stat(path)
-        handle = await aiofiles.open(path, "rb")
+        handle = await _opened(path)
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or error}") from error
     try:
         yield FileReader(path, status.st_size, handle)
     finally:
         await handle.close()
+
+
+async def _opened(path: str) -> aiofiles.threadpool.binary.AsyncBufferedReader:
+    """An open file that is closed again where the caller is cancelled while a thread opens it."""
+
+    async def opening() -> aiofiles.threadpool.binary.AsyncBufferedReader:
+        return await aiofiles.open(path, "rb")
+
+    task = asyncio.ensure_future(opening())
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await (await task).close()
+        raise
 
 
 class Ranges(io.RawIOBase):

@@ -93,8 +93,10 @@ class Writer:
     async def _stamped(self, batches: AsyncIterator[Conformed]) -> AsyncIterator[pa.RecordBatch]:
         async for conformed in batches:
             self.rows_read += conformed.rows_read
-            if conformed.rejected:
-                self._reject(conformed.rejected)
+            self.rows_rejected += len(conformed.rejected)
+            self._keep(conformed.rejected)
+            if self.rows_rejected and self._on_invalid == "raise":
+                continue  # nothing will be kept; the rest is read for what is wrong with it
             batch = conformed.batch
             ahead, latest = future(batch, self._until)
             self.rows_future += ahead
@@ -108,15 +110,16 @@ class Writer:
             if len(self._rejected) >= QUARANTINE_ROWS:
                 return
         self._exhausted = True
+        if self.rows_rejected and self._on_invalid == "raise":
+            shown = [InvalidRow(one.row, one.reason) for one in self._rejected]
+            where = f"{self._source} (view {self.view.name!r})"
+            raise InvalidRowsError(where, shown, count=self.rows_rejected)
 
-    def _reject(self, rejected: tuple[Rejected, ...]) -> None:
-        self.rows_rejected += len(rejected)
-        if self._on_invalid == "raise":
-            shown = [InvalidRow(one.row, one.reason) for one in rejected[:ROWS_SHOWN]]
-            raise InvalidRowsError(
-                f"{self._source} (view {self.view.name!r})", shown, count=len(rejected)
-            )
-        self._rejected += rejected
+    def _keep(self, rejected: tuple[Rejected, ...]) -> None:
+        room = len(rejected)
+        if self._on_invalid == "raise":  # a few are shown
+            room = ROWS_SHOWN - len(self._rejected)
+        self._rejected += rejected[:room]
 
     async def _set_aside(self) -> None:
         if not self._rejected:

@@ -120,8 +120,10 @@ class Dialect(Protocol):
     def bind(self, kind: FeatureType, value: Any) -> sa.ColumnElement[Any]:
         """A bound value that compares exactly with a column of ``kind``."""
 
-    def since(self, moment: sa.ColumnElement[Any], ttl: dt.timedelta) -> sa.ColumnElement[Any]:
-        """``moment - ttl``, exact to the microsecond."""
+    def within(
+        self, event: sa.ColumnElement[Any], at: sa.ColumnElement[Any], ttl: dt.timedelta
+    ) -> sa.ColumnElement[bool]:
+        """Whether ``event >= at - ttl``, exact to the microsecond."""
 
     def read(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """A column of ``kind`` as it is selected for :meth:`decode` and :meth:`arrow`."""

@@ -73,8 +73,8 @@ def translate(error: BaseException, database: str) -> FeatureStoreError:
     closed = type(root).__name__ == "InterfaceError" and "clos" in str(root)
     if closed or isinstance(root, OSError):
         return StoreUnavailableError(
-            f"{database} cannot be reached: {str(root) or type(root).__name__}. Is it running, and is "
-            f"the URL right?"
+            f"{database} cannot be reached: {str(root) or type(root).__name__}. Is it running, "
+            f"and is the URL right?"
         )
     return FeatureStoreError(f"{database} refused a statement: {root}")
 

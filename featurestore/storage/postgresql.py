@@ -37,6 +37,7 @@ ENCODE_ROWS = 8_192
 
 _VIEW_LOCK = 0x6673_0001  # "fs": the class of this library's two-part advisory locks
 _CONSECUTIVE_TRIES = 50
+_LONG_TTL = dt.timedelta(days=4_000 * 365)
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "bool": sa.Boolean(),
@@ -171,11 +172,14 @@ class PostgreSQL:
             return sa.cast(text, self.column_type(kind))
         return sa.bindparam(None, value, type_=self.column_type(kind), unique=True)
 
-    def since(self, moment: sa.ColumnElement[Any], ttl: dt.timedelta) -> sa.ColumnElement[Any]:
+    def within(
+        self, event: sa.ColumnElement[Any], at: sa.ColumnElement[Any], ttl: dt.timedelta
+    ) -> sa.ColumnElement[bool]:
         # An interval of days would follow the session's zone through daylight saving: seconds.
         whole, micros = ttl.days * 86_400 + ttl.seconds, ttl.microseconds
         interval = sa.cast(sa.literal(f"{whole}.{micros:06d} seconds", sa.Text), pg.INTERVAL())
-        return moment - interval
+        # The index has a use for a bound on the event time, but timestamps end in 4713 BC.
+        return event + interval >= at if ttl > _LONG_TTL else event >= at - interval
 
     def read(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         # What jsonb becomes on its own depends on the codecs of the engine's connections.
@@ -215,7 +219,7 @@ class PostgreSQL:
             .order_by(*by_key, *newest_first(rows))
         )
         # DISTINCT ON walks the keys in order, so writers lock online rows in one order.
-        return pg.insert(online).from_select(columns, best.distinct(*by_key))
+        return pg.insert(online).from_select(columns, best.ext(pg.distinct_on(*by_key)))
 
     async def find_online(
         self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
@@ -274,9 +278,8 @@ def _online_query(dialect: PostgreSQL, lookups: Lookups) -> sa.Select[Any]:
         ]
         joined = joined.outerjoin(table, sa.and_(sa.true(), *keys))
         now = sa.func.statement_timestamp()
-        fresh = (
-            sa.true() if lookup.ttl is None else (table.c[EVENT] >= dialect.since(now, lookup.ttl))
-        )
+        event = table.c[EVENT]
+        fresh = sa.true() if lookup.ttl is None else dialect.within(event, now, lookup.ttl)
         columns += [table.c[EVENT], fresh]
         columns += [dialect.read(kind, table.c[name]) for name, kind in lookup.features]
     labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]

@@ -23,9 +23,7 @@ from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.storage import tables
 from featurestore.storage.engine import Session
 from featurestore.storage.migrations import check_revision, database_revision
-from featurestore.types import parse_type
-
-_MICROSECOND = dt.timedelta(microseconds=1)
+from featurestore.types import MAX_TIMESTAMP, MIN_TIMESTAMP, parse_type
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,12 @@ class RegisteredView:
     @property
     def name(self) -> str:
         return self.view.name
+
+    @property
+    def ttl(self) -> dt.timedelta | None:
+        """The view's ttl; None, which is unlimited, where it is longer than all of time."""
+        ttl = self.view.ttl
+        return None if ttl is None or ttl > MAX_TIMESTAMP - MIN_TIMESTAMP else ttl
 
     def online_or_error(self) -> sa.Table:
         """The online table; :class:`DefinitionError` where the view is for training only."""
@@ -129,14 +133,13 @@ def _entity(row: Any) -> Entity:
 def _view(
     row: Any, entities: Mapping[str, Entity], fields: list[Field], session: Session
 ) -> RegisteredView:
-    ttl = row.ttl_microseconds
     view = FeatureView(
         row.name,
         entities=[entities[name] for name in row.entities],
         fields=fields,
         timestamp_field=row.timestamp_field,
         created_timestamp_field=row.created_timestamp_field,
-        ttl=None if ttl is None else ttl * _MICROSECOND,
+        ttl=None if row.ttl is None else dt.timedelta(*row.ttl),
         source=None
         if row.source is None
         else ParquetSource(row.source["paths"], row.source["field_mapping"]),
@@ -187,13 +190,14 @@ def entity_row(project: str, entity: Entity) -> dict[str, Any]:
 
 def view_row(project: str, view: FeatureView) -> dict[str, Any]:
     """A view as the registry keeps it, without its fields and tables."""
+    ttl = view.ttl
     return {
         "project": project,
         "name": view.name,
         "entities": [entity.name for entity in view.entities],
         "timestamp_field": view.timestamp_field,
         "created_timestamp_field": view.created_timestamp_field,
-        "ttl_microseconds": None if view.ttl is None else view.ttl // _MICROSECOND,
+        "ttl": None if ttl is None else [ttl.days, ttl.seconds, ttl.microseconds],
         "source": None
         if view.source is None
         else {"paths": list(view.source.paths), "field_mapping": dict(view.source.field_mapping)},

@@ -169,8 +169,10 @@ class SQLite:
     def bind(self, kind: FeatureType, value: Any) -> sa.ColumnElement[Any]:
         return sa.bindparam(None, encode(kind, value), type_=self.column_type(kind), unique=True)
 
-    def since(self, moment: sa.ColumnElement[Any], ttl: dt.timedelta) -> sa.ColumnElement[Any]:
-        return moment - ttl // dt.timedelta(microseconds=1)
+    def within(
+        self, event: sa.ColumnElement[Any], at: sa.ColumnElement[Any], ttl: dt.timedelta
+    ) -> sa.ColumnElement[bool]:
+        return event >= at - ttl // dt.timedelta(microseconds=1)
 
     def read(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         return column

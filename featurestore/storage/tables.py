@@ -106,7 +106,8 @@ view = sa.Table(
     sa.Column("entities", sa.JSON, nullable=False),
     sa.Column("timestamp_field", sa.Text, nullable=False),
     sa.Column("created_timestamp_field", sa.Text),
-    sa.Column("ttl_microseconds", sa.BigInteger),
+    # Days, seconds, microseconds, as a timedelta has them; null is unlimited.
+    sa.Column("ttl", sa.JSON(none_as_null=True)),
     sa.Column("online", sa.Boolean, nullable=False),
     sa.Column("source", sa.JSON(none_as_null=True)),
     sa.Column("history_table", sa.Text, nullable=False, unique=True),

@@ -112,13 +112,13 @@ def _join(
     names: dict[str, str],
 ) -> tuple[sa.FromClause, sa.FromClause]:
     dialect = session.dialect
-    ttl = join.view.view.ttl
+    ttl = join.view.ttl
 
     def match(rows: sa.FromClause) -> list[sa.ColumnElement[bool]]:
         found = [rows.c[key] == wanted.c[names[column]] for key, column in join.columns]
         found.append(rows.c[EVENT] <= wanted.c[AT])
         if ttl is not None:
-            found.append(rows.c[EVENT] >= dialect.since(wanted.c[AT], ttl))
+            found.append(dialect.within(rows.c[EVENT], wanted.c[AT], ttl))
         return found
 
     return dialect.join_latest(joined, join.view.history, match)

@@ -52,12 +52,13 @@ class TrainingSet:
         It blocks while it writes: async code calls ``asyncio.to_thread(ts.to_parquet, path)``.
         """
         import pyarrow.parquet as pq
+        from pyarrow.fs import LocalFileSystem
 
         target = os.fspath(path)
         partial = f"{target}.partial"
         try:
             pq.write_table(self.table, partial)
-            os.replace(partial, target)
+            LocalFileSystem().move(partial, target)
         except OSError as error:
             raise SourceError(f"{target} cannot be written: {error}") from error
 

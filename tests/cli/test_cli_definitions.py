@@ -80,7 +80,7 @@ def test_no_file_is_wrong_use_with_the_way_out(run: Run, command: str) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("x = fs.Entity('A', join_keys={})", "error: features.py:2: 'A' cannot name an entity"),
+        ("x = fs.Entity('A', join_keys={})", "error: features.py:2: 'A' cannot name"),
         ("\n\nimport nothing_of_the_kind", "error: features.py:4: ModuleNotFoundError: No module"),
         ("x = 1 +", "error: features.py:2: SyntaxError: invalid syntax"),
         ("def f():\n    return 1 / 0\nf()", "error: features.py:3: ZeroDivisionError: division"),

@@ -7,13 +7,15 @@ import datetime as dt
 import itertools
 import json
 import zoneinfo
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+import pytest
 
 import featurestore as fs
 
@@ -207,3 +209,34 @@ async def scanned(repository: Any, **options: Any) -> list[dict[str, Any]]:
 async def until(moment: dt.datetime, slack: float = 0.15) -> None:
     """Sleep until a little after ``moment``."""
     await asyncio.sleep(max(0.0, (moment - dt.datetime.now(UTC)).total_seconds()) + slack)
+
+
+class Cases:
+    """Many small cases in one test, on one database: all of them run, the failed ones are told.
+
+    ::
+
+        with Cases() as cases:
+            for value in values:
+                with cases.case(value):
+                    assert ...
+    """
+
+    def __init__(self) -> None:
+        self._failed: list[str] = []
+
+    def __enter__(self) -> Cases:
+        return self
+
+    def __exit__(self, kind: object, error: object, traceback: object) -> None:
+        if error is None and self._failed:
+            pytest.fail("\n".join(self._failed), pytrace=False)
+
+    @contextmanager
+    def case(self, *names: object) -> Iterator[None]:
+        """One case, by its names; a failure in it is kept for later."""
+        try:
+            yield
+        except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - told at the end
+            story = ", ".join(map(str, names))
+            self._failed.append(f"{story}: {type(error).__name__}: {error}"[:2000])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from builders import (
@@ -25,9 +27,9 @@ from builders import (
     training,
     weather,
 )
-from sqlalchemy.ext.asyncio import create_async_engine
 
 import featurestore as fs
+from featurestore.testing import PostgresServer
 
 CONV_RATE = fs.Field("conv_rate", fs.Float64)
 TRIPS = fs.Field("trips", fs.Int32)
@@ -565,22 +567,16 @@ async def test_projects_share_a_database_and_nothing_else(
 
 
 @pytest.fixture
-async def empty_url(featurestore_url: str, tmp_path: Path):
-    """A database without any tables."""
-    if featurestore_url.startswith("sqlite"):
+def empty_url(request: pytest.FixtureRequest, database_url: str, tmp_path: Path) -> Iterator[str]:
+    """A database of the same kind without any tables."""
+    if database_url.startswith("sqlite"):
         yield f"sqlite:///{tmp_path / 'empty.db'}"
         return
-    address, _, name = featurestore_url.rpartition("/")
-    name, _, query = name.partition("?")
-    empty = f"{name}_empty"
-    plain = re.sub(r"^postgresql(\+\w+)?:", "postgresql+asyncpg:", featurestore_url)
-    engine = create_async_engine(plain, isolation_level="AUTOCOMMIT")
-    async with engine.connect() as connection:
-        await connection.exec_driver_sql(f'CREATE DATABASE "{empty}"')
-    yield f"{address}/{empty}" + (f"?{query}" if query else "")
-    async with engine.connect() as connection:
-        await connection.exec_driver_sql(f'DROP DATABASE "{empty}" WITH (FORCE)')
-    await engine.dispose()
+    server: PostgresServer = request.getfixturevalue("featurestore_postgres")
+    name = f"empty_{uuid4().hex[:12]}"
+    server.create_database(name)
+    yield server.url(name)
+    server.drop_database(name)
 
 
 async def test_apply_migrates_an_empty_database_first(empty_url: str):

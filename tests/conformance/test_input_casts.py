@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +16,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
-from builders import UTC, driver_stats, hour, parquet, stats, table_of, write_parquet
+from builders import UTC, Cases, driver_stats, hour, parquet, stats, table_of, write_parquet
 
 import featurestore as fs
 from featurestore.types import FeatureType
@@ -298,36 +298,42 @@ WRONG_TYPES: list[tuple[FeatureType, pa.Array]] = [
 ]
 
 
-async def test_a_type_that_cannot_fit_is_a_schema_mismatch(
-    store: fs.FeatureStore, tmp_path: Path, subtests: pytest.Subtests
-):
+async def test_a_type_that_cannot_fit_is_a_schema_mismatch(store: fs.FeatureStore, tmp_path: Path):
     views = [view_of({"value": kind}, f"wrong{n}") for n, (kind, _) in enumerate(WRONG_TYPES)]
     await store.apply(views)
-    for view, (kind, column) in zip(views, WRONG_TYPES, strict=True):
-        table = with_keys({"value": column}, len(column))
-        path = write_parquet(tmp_path / f"{view.name}.parquet", table)
-        spelled = str(column.type)
-        if pa.types.is_dictionary(column.type):
-            spelled = "dictionary|string"
-        calls = {
-            "push": lambda view=view, table=table: store.push(view.name, table),
-            "ingest": lambda view=view, table=table: store.ingest(view.name, table),
-            "parquet": lambda view=view, path=path: store.ingest(view.name, path),
-            "quarantine": lambda view=view, path=path: store.ingest(
-                view.name, path, on_invalid="quarantine"
-            ),
-        }
-        if pa.types.is_duration(column.type):
-            spelled = "int64|duration"  # Parquet has none and keeps a number
-        for way, call in calls.items():
-            with subtests.test(way=way, column=str(column.type), field=str(kind)):
-                with pytest.raises(fs.SchemaMismatchError, match=view.name) as caught:
-                    await call()
-                text = str(caught.value)
-                assert "value" in text
-                assert kind.name in text.lower()
-                assert any(one.split("<")[0] in text for one in spelled.split("|"))
-                assert await store.repository(view.name).count() == 0
+    with Cases() as cases:
+        for view, (kind, column) in zip(views, WRONG_TYPES, strict=True):
+            table = with_keys({"value": column}, len(column))
+            for way, call in ways_in(store, view, table, tmp_path).items():
+                with cases.case(way, column.type, kind):
+                    with pytest.raises(fs.SchemaMismatchError, match=view.name) as caught:
+                        await call()
+                    text = str(caught.value)
+                    assert "value" in text
+                    assert kind.name in text.lower()
+                    assert spelling(column.type, way) in text
+                    assert await store.repository(view.name).count() == 0
+
+
+def ways_in(
+    store: fs.FeatureStore, view: fs.FeatureView, table: pa.Table, folder: Path
+) -> dict[str, Callable[[], Awaitable[Any]]]:
+    """The calls that take Arrow or Parquet."""
+    path = write_parquet(folder / f"{view.name}.parquet", table, row_group_size=1)
+    return {
+        "push": lambda: store.push(view.name, table),
+        "ingest": lambda: store.ingest(view.name, table),
+        "parquet": lambda: store.ingest(view.name, path),
+    }
+
+
+def spelling(kind: pa.DataType, way: str) -> str:
+    """How an error may spell the type of a column, by its beginning."""
+    if pa.types.is_duration(kind) and way == "parquet":
+        return "int64"  # Parquet has no durations
+    if pa.types.is_dictionary(kind):
+        return "string"
+    return str(kind).split("<")[0]
 
 
 WRONG_VALUES: dict[str, tuple[FeatureType, pa.Array]] = {
@@ -367,28 +373,20 @@ WRONG_VALUES: dict[str, tuple[FeatureType, pa.Array]] = {
 }
 
 
-async def test_a_value_that_does_not_fit_is_an_invalid_row(
-    store: fs.FeatureStore, tmp_path: Path, subtests: pytest.Subtests
-):
-    views = [
-        view_of({"value": kind}, f"bad{n}") for n, (kind, _) in enumerate(WRONG_VALUES.values())
-    ]
+async def test_a_value_that_does_not_fit_is_an_invalid_row(store: fs.FeatureStore, tmp_path: Path):
+    kinds = [kind for kind, _ in WRONG_VALUES.values()]
+    views = [view_of({"value": kind}, f"bad{number}") for number, kind in enumerate(kinds)]
     await store.apply(views)
-    for view, (story, (_, column)) in zip(views, WRONG_VALUES.items(), strict=True):
-        table = with_keys({"value": column}, 3)
-        path = write_parquet(tmp_path / f"{view.name}.parquet", table, row_group_size=1)
-        calls = {
-            "push": lambda view=view, table=table: store.push(view.name, table),
-            "ingest": lambda view=view, table=table: store.ingest(view.name, table),
-            "parquet": lambda view=view, path=path: store.ingest(view.name, path),
-        }
-        for way, call in calls.items():
-            with subtests.test(story, way=way):
-                with pytest.raises(fs.InvalidRowsError, match="value") as caught:
-                    await call()
-                assert [row.row for row in caught.value.rows] == [1]
-                assert caught.value.count == 1
-                assert await store.repository(view.name).count() == 0
+    with Cases() as cases:
+        for view, (story, (_, column)) in zip(views, WRONG_VALUES.items(), strict=True):
+            table = with_keys({"value": column}, 3)
+            for way, call in ways_in(store, view, table, tmp_path).items():
+                with cases.case(story, way):
+                    with pytest.raises(fs.InvalidRowsError, match="value") as caught:
+                        await call()
+                    assert [row.row for row in caught.value.rows] == [1]
+                    assert caught.value.count == 1
+                    assert await store.repository(view.name).count() == 0
 
 
 PYTHON_WRONG_TYPES: list[tuple[FeatureType, Any]] = [
@@ -431,19 +429,20 @@ PYTHON_WRONG_VALUES: list[tuple[FeatureType, Any]] = [
 ]
 
 
-async def test_pushed_values_that_do_not_fit(store: fs.FeatureStore, subtests: pytest.Subtests):
-    cases = [(fs.SchemaMismatchError, *case) for case in PYTHON_WRONG_TYPES]
-    cases += [(fs.InvalidRowsError, *case) for case in PYTHON_WRONG_VALUES]
-    views = [view_of({"value": kind}, f"bad{n}") for n, (_, kind, _) in enumerate(cases)]
+async def test_pushed_values_that_do_not_fit(store: fs.FeatureStore):
+    tried = [(fs.SchemaMismatchError, *case) for case in PYTHON_WRONG_TYPES]
+    tried += [(fs.InvalidRowsError, *case) for case in PYTHON_WRONG_VALUES]
+    views = [view_of({"value": kind}, f"bad{n}") for n, (_, kind, _) in enumerate(tried)]
     await store.apply(views)
-    for view, (error, kind, value) in zip(views, cases, strict=True):
-        good = {"id": 0, "event_timestamp": hour(0), "value": None}
-        with subtests.test(field=str(kind), value=f"{value!r:.40}"):
-            with pytest.raises(error, match="value") as caught:
-                await store.push(view.name, [good, good | {"value": value}])
-            if isinstance(caught.value, fs.InvalidRowsError):
-                assert [row.row for row in caught.value.rows] == [1]
-            assert await store.repository(view.name).count() == 0
+    good = {"id": 0, "event_timestamp": hour(0), "value": None}
+    with Cases() as cases:
+        for view, (error, kind, value) in zip(views, tried, strict=True):
+            with cases.case(kind, f"{value!r:.40}"):
+                with pytest.raises(error, match="value") as caught:
+                    await store.push(view.name, [good, good | {"value": value}])
+                if isinstance(caught.value, fs.InvalidRowsError):
+                    assert [row.row for row in caught.value.rows] == [1]
+                assert await store.repository(view.name).count() == 0
 
 
 # --- columns ----------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -182,22 +183,21 @@ async def test_undoing_a_load_whose_rows_were_erased(
     ("keys", "error"),
     [
         ({}, fs.SchemaMismatchError),
-        ({"driver": 1}, fs.SchemaMismatchError),
-        ({"driver_id": 1, "region": "x"}, fs.SchemaMismatchError),
+        ({"driver": 1}, (fs.SchemaMismatchError, fs.NotFoundError)),
         ({"driver_id": "1"}, fs.SchemaMismatchError),
         ({"driver_id": 1.5}, fs.InvalidRowsError),
     ],
     ids=str,
 )
 async def test_keys_that_are_not_the_views_are_refused(
-    drivers: fs.FeatureRepository, keys: dict, error: type[Exception]
+    drivers: fs.FeatureRepository, keys: dict, error: Any
 ):
-    with pytest.raises((error, TypeError)):
+    with pytest.raises(error):
         await drivers.get(**keys)
     if keys:
-        with pytest.raises((error, TypeError)):
+        with pytest.raises(error):
             await drivers.history(**keys)
-        with pytest.raises((error, TypeError)):
+        with pytest.raises(error):
             await drivers.delete(**keys)
     assert await drivers.count() == 4
 

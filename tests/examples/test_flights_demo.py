@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import shlex
 import subprocess
@@ -86,11 +87,11 @@ def test_the_training_set_agrees_with_a_search_of_the_files(demo: Demo, view: st
             assert flight[known_at] <= flight["event_timestamp"]
 
 
-async def test_a_second_run_loads_nothing(demo: Demo) -> None:
+def test_a_second_run_loads_nothing(demo: Demo) -> None:
     output = io.StringIO()
     own = demo.folder / "features.py"
     own.write_text(own.read_text() + "# changed by its reader\n")
-    again = await run_demo(folder=demo.folder, console=Console(file=output, width=100))
+    again = asyncio.run(run_demo(folder=demo.folder, console=Console(file=output, width=100)))
     assert again.rows_loaded == 0
     assert "skipped" in output.getvalue()
     assert again.auc_with == pytest.approx(demo.result.auc_with)
@@ -115,10 +116,10 @@ def test_the_commands_that_it_prints_work(demo: Demo) -> None:
         assert done.stdout or done.stderr
 
 
-async def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(demo_module.PACKAGES, "no_such_module", "no-such-package")
     with pytest.raises(DemoUnavailableError, match=r"no-such-package.*featurestore\[demo\]"):
-        await run_demo(folder=tmp_path / "flights_demo")
+        asyncio.run(run_demo(folder=tmp_path / "flights_demo"))
     assert not (tmp_path / "flights_demo").exists()
 
 

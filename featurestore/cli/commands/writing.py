@@ -97,12 +97,12 @@ async def _ingest(
 
 
 def _kept(view: str, progress: RowProgress) -> str:
-    if progress.files_total is None:
-        return f"Interrupted before a file of {view} was done: nothing was loaded."
+    if not progress.files_done or progress.files_total is None:
+        return f"Interrupted: nothing was loaded into {view}."
     done = f"{progress.files_done} of {plural(progress.files_total, 'file')}"
     return (
-        f"Interrupted: {done} loaded and kept, nothing of the others (see: featurestore loads "
-        f"{view}). The same command goes on from there."
+        f"Interrupted: {done} loaded and kept, nothing of the others. The same command goes on "
+        f"from there; featurestore loads {view} shows what is there."
     )
 
 
