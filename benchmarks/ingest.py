@@ -22,11 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import featurestore as fs
 import numpy as np
 import pgpq
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+import featurestore as fs
 from featurestore.testing import PostgresServer
 
 KEYS = 100_000
@@ -144,7 +145,8 @@ def executemany_then_index(file: Path, path: Path) -> float:
 def show(name: str, rows: int, seconds: float, peer: float | None, lags: list[float]) -> None:
     ratio = "" if peer is None else f"{peer / seconds:6.2f}"
     ordered = sorted(lags)
-    stall = f"{ordered[int(len(ordered) * 0.99)] * 1e3:7.1f} {ordered[-1] * 1e3:7.1f}" if lags else ""
+    stalls = [ordered[int(len(ordered) * 0.99)], ordered[-1]] if lags else []
+    stall = " ".join(f"{late * 1e3:7.1f}" for late in stalls)
     print(f"{name:<44} {rows / seconds:>12,.0f} {seconds:>8.2f} {ratio:>8} {stall}")
 
 
@@ -182,7 +184,9 @@ async def postgresql(rows: int, url: str | None, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=2_000_000)
     parser.add_argument("--url", help="a PostgreSQL to use instead of one from the wheel")
     options = parser.parse_args()

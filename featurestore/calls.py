@@ -18,12 +18,12 @@ from featurestore.ingest.pipeline import Job, is_arrow, load_arrow, load_files, 
 from featurestore.ingest.progress import OnProgress
 from featurestore.ingest.sources import resolve_paths
 from featurestore.ingest.writer import OnInvalid
+from featurestore.online.plan import OnlinePlan, OnlinePlans
 from featurestore.online.reading import assemble, entity_keys
 from featurestore.online.vectors import OnlineFeatures
 from featurestore.reports import IngestReport, LoadReport, PushReport
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features, Request, resolve
-from featurestore.storage.dialect import Lookup, Lookups
 from featurestore.storage.engine import Session
 from featurestore.storage.faults import LayoutChanged
 from featurestore.training.entities import Entities, prepare_entities
@@ -49,7 +49,9 @@ def view_name(view: ViewName) -> str:
 class Calls:
     """What :class:`FeatureStore` and :class:`Transaction` have in common."""
 
-    _context: Context
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._plans = OnlinePlans()
 
     async def ingest(
         self,
@@ -131,8 +133,8 @@ class Calls:
         for _ in range(_READ_TRIES):
             catalog = await self._context.known_catalog()
             try:
-                request = resolve(features, catalog, full_feature_names=full_feature_names)
-                answer = await self._read_online(request, entity_rows)
+                plan = self._plans.get(features, catalog, full_feature_names=full_feature_names)
+                answer = await self._read_online(plan, entity_rows)
             except (NotFoundError, DefinitionError, LayoutChanged):
                 # Another process may have applied what is not known here.
                 async with self._context.snapshot() as session:
@@ -144,9 +146,9 @@ class Calls:
             self._context.forget()
         raise LayoutChanged("Definitions are being applied again and again; repeat the call.")
 
-    async def _read_online(self, request: Request, entity_rows: Any) -> OnlineFeatures | None:
-        """The answer; None where the registry has moved on since the request was resolved."""
-        lookups = _lookups(request, self._context.project)
+    async def _read_online(self, plan: OnlinePlan, entity_rows: Any) -> OnlineFeatures | None:
+        """The answer; None where the registry has moved on since the plan was made."""
+        request = plan.request
         keys = entity_keys(entity_rows, request.key_columns)
         if not keys:
             return OnlineFeatures(
@@ -154,7 +156,7 @@ class Calls:
             )
         async with self._context.connection() as session:
             revision, found = await session.find_online(
-                lookups, [tuple(row.values()) for row in keys]
+                plan.lookups, [tuple(row.values()) for row in keys]
             )
             if revision != request.revision:
                 return None
@@ -257,26 +259,3 @@ def _warnings(loads: Sequence[LoadReport]) -> tuple[str, ...]:
     if rejected := sum(load.rows_rejected for load in loads):
         warnings.append(f"{rejected:,} invalid rows were set aside in quarantine")
     return tuple(warnings)
-
-
-def _lookups(request: Request, project: str) -> Lookups:
-    columns = list(request.key_columns)
-    for output in request.outputs:
-        if output.name in columns:
-            raise DefinitionError(
-                f"{request.joins[output.join].name}:{output.name} would be named as the join key "
-                f"{output.name!r} is; read with full_feature_names=True."
-            )
-    return Lookups(
-        project,
-        tuple(request.key_columns.values()),
-        tuple(
-            Lookup(
-                join.view.online_or_error(),
-                tuple(zip(join.features, join.types(), strict=True)),
-                tuple((key, columns.index(column)) for key, column in join.columns),
-                join.view.ttl,
-            )
-            for join in request.joins
-        ),
-    )

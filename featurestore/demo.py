@@ -14,6 +14,7 @@ import asyncio
 import datetime as dt
 import importlib.util
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -91,12 +92,12 @@ async def run_demo(
     """
     started = time.perf_counter()
     folder = Path(folder)
-    url = url or os.environ.get("FEATURESTORE_URL")
     screen = _Screen(console or Console())
     example = await asyncio.to_thread(_Example.unpack, folder)
 
     await _prepare(screen, example)
-    async with FeatureStore(url or f"sqlite:///{example.file(DATABASE)}") as store:
+    own = f"sqlite:///{example.file(DATABASE)}"
+    async with FeatureStore(url or os.environ.get("FEATURESTORE_URL") or own) as store:
         await _register(screen, example, store)
         rows_loaded = await _load(screen, example, store)
         training = await _training_set(screen, example, store)
@@ -370,15 +371,13 @@ async def _reads_per_second(store: FeatureStore, callers: list[dict[str, Any]]) 
 def _what_next(folder: Path, url: str | None) -> tuple[str, ...]:
     run = _runner(folder)
     keys = " ".join(f"{key}={FLIGHT[key]}" for key in ("origin", "tailnum", "carrier"))
-    commands = [
+    return (
         f"cd {folder.as_posix()}",
+        *_export(url),
         f"{run}featurestore online arrival_delay {keys}",
         f"{run}featurestore loads",
         f"{run}featurestore training-set data/flights.parquet arrival_delay --out training.parquet",
-    ]
-    if url is not None:
-        commands.insert(1, f"export FEATURESTORE_URL='{_url_from_anywhere(url)}'")
-    return tuple(commands)
+    )
 
 
 def _runner(folder: Path) -> str:
@@ -393,13 +392,17 @@ def _runner(folder: Path) -> str:
     return os.path.relpath(Path(sys.executable).parent, folder) + os.sep
 
 
-def _url_from_anywhere(url: str) -> str:
-    """The URL as it works from another folder; a password is left for the reader to fill in."""
-    parsed = make_url(url)
-    database = parsed.database
-    if parsed.get_backend_name() == "sqlite" and database and database != ":memory:":
-        parsed = parsed.set(database=str(Path(database).resolve()))
-    return parsed.render_as_string(hide_password=True)
+def _export(url: str | None) -> tuple[str, ...]:
+    """How the commands find a database that is not the folder's own."""
+    named = url or os.environ.get("FEATURESTORE_URL")
+    if not named:
+        return ()
+    parsed = make_url(named)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        parsed = parsed.set(database=str(Path(parsed.database).resolve()))
+    elif url is None:
+        return ()  # the reader's environment has it already
+    return (f"export FEATURESTORE_URL={shlex.quote(parsed.render_as_string())}",)
 
 
 # --- what it looks like ----------------------------------------------------------------------
@@ -426,7 +429,8 @@ class _Screen:
         self.console.print(f"   [dim]{time.perf_counter() - started:.1f} s[/]")
 
     def farewell(self, seconds: float, commands: tuple[str, ...]) -> None:
-        self.console.print(f"\n[bold green]Done in {seconds:.0f} s.[/] To go on from here:\n")
+        hint = " (your password for ***)" if any("***" in line for line in commands) else ""
+        self.console.print(f"\n[bold green]Done in {seconds:.0f} s.[/] To go on from here{hint}:\n")
         for command in commands:
             # Never wrapped: they are there to be copied.
             self.console.print(Text(f"   {command}"), soft_wrap=True)

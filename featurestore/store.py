@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from featurestore.calls import Calls, ViewName, view_name
-from featurestore.context import Context, StoreContext, TransactionContext
+from featurestore.context import StoreContext, TransactionContext
 from featurestore.definitions import (
     Definition,
     Entity,
@@ -59,7 +59,7 @@ class FeatureStore(Calls):
             raise DefinitionError("clock_skew must be a timedelta of zero or more.")
         self.project = check_name("project", project)
         self._database = Database(url, engine)
-        self._context: Context = StoreContext(self._database, project, clock_skew)
+        super().__init__(StoreContext(self._database, project, clock_skew))
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,9 +215,6 @@ class FeatureStore(Calls):
 
 class Transaction(Calls):
     """The calls of a store inside one transaction. Made by :meth:`FeatureStore.transaction`."""
-
-    def __init__(self, context: TransactionContext) -> None:
-        self._context = context
 
 
 def _listed(definitions: Definition | Iterable[Definition]) -> list[Definition]:

@@ -1,9 +1,11 @@
 """A model service on aiohttp: how likely is each of these flights to arrive late, as of now?
 
-python service_aiohttp.py           # model.json here, the store by FEATURESTORE_URL
+It wants model.json in the working folder, and the database in FEATURESTORE_URL or there too:
 
-curl localhost:8080/late -d '[{"carrier": "DL", "tailnum": "N718TW", "origin": "JFK",
-     "distance": 2586, "departure": "2013-12-31T17:30"}]'
+    python service_aiohttp.py
+
+    curl localhost:8080/late -d '[{"carrier": "DL", "tailnum": "N718TW", "origin": "JFK",
+         "distance": 2586, "departure": "2013-12-31T17:30"}]'
 """
 
 import asyncio

@@ -1,6 +1,8 @@
 """A model service on FastAPI: how likely is this flight to arrive late, as of now?
 
-    uvicorn service_fastapi:app         # model.json here, the store by FEATURESTORE_URL
+It wants model.json in the working folder, and the database in FEATURESTORE_URL or there too:
+
+    uvicorn service_fastapi:app
 
     curl -G localhost:8000/late -d carrier=DL -d tailnum=N718TW -d origin=JFK \\
          -d distance=2586 -d departure=2013-12-31T17:30

@@ -1,9 +1,10 @@
 """Train a model of late arrivals on features from the store, and save it as model.json.
 
-    python train.py             # in a folder with featurestore.db, or with FEATURESTORE_URL set
-
 A data scientist's script: no await, pandas and scikit-learn as ever. The model learns January to
-October and is scored on November and December.
+October and is scored on November and December. In a folder with featurestore.db, or with
+FEATURESTORE_URL set:
+
+    python train.py
 """
 
 import sys

@@ -16,6 +16,7 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, TextIO
 
 import click
@@ -23,22 +24,22 @@ import click
 from featurestore.cli import values
 
 NULL = "null"
+GAP = 2
+FOLDED_WIDTH = 16
+"""What a folded column keeps at least."""
 
 
 @dataclass
 class Table:
-    """Rows under ``heads``; a head that begins with ``>`` aligns its column to the right."""
+    """Rows under ``heads``. A head that begins with ``>`` aligns its column to the right; one
+    with ``~`` may be folded where a terminal is too narrow."""
 
     heads: Sequence[str]
     rows: list[Sequence[object]] = field(default_factory=list)
 
     @property
     def titles(self) -> list[str]:
-        return [head.removeprefix(">") for head in self.heads]
-
-    def cells(self) -> list[list[str]]:
-        """The rows as text that is safe on a terminal."""
-        return [[cell(value) for value in row] for row in self.rows]
+        return [head.lstrip(">~") for head in self.heads]
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,17 @@ def print_json(document: Any) -> None:
 
 
 def print_table(table: Table) -> None:
+    """``table``, unless it is empty; drawn for the terminal where there is one."""
     if not table.rows:
         return
-    if sys.stdout.isatty():
-        _draw(table)
-    else:
-        sys.stdout.writelines(f"{line}\n" for line in plain_lines(table))
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.writelines(f"{line}\n" for line in table_lines(table, room))
 
 
 def print_wide(table: Table) -> None:
     """A table of few rows and many columns: on a terminal too narrow for it, turned over."""
     if sys.stdout.isatty() and table.rows:
-        needed = max(map(width, plain_lines(table)))
+        needed = sum(_widths(table)) + GAP * (len(table.heads) - 1)
         if needed > shutil.get_terminal_size().columns:
             table = turned(table)
     print_table(table)
@@ -115,23 +115,61 @@ def turned(table: Table) -> Table:
     """Rows as columns."""
     heads = ["", *(str(number) for number in range(1, len(table.rows) + 1))]
     if len(table.rows) == 1:
-        heads = ["name", "value"]
+        heads = ["name", "~value"]
     columns = zip(table.titles, *table.rows, strict=True)
     return Table(heads, [list(column) for column in columns])
 
 
-def plain_lines(table: Table) -> Iterator[str]:
-    """Columns two spaces apart, never cut."""
-    rows = [table.titles, *table.cells()]
-    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        padded = (
-            " " * (room - width(text)) + text
-            if head.startswith(">")
-            else text + " " * (room - width(text))
-            for text, room, head in zip(row, widths, table.heads, strict=True)
-        )
-        yield "  ".join(padded).rstrip()
+def table_lines(table: Table, room: int | None = None) -> Iterator[str]:
+    """Columns two spaces apart; with ``room``, folded to that width and with emphasis."""
+    widths = _widths(table)
+    if room is not None:
+        _narrow(widths, table.heads, room)
+    yield _line(table.titles, widths, table.heads, "bold" if room else "")
+    for row in table.rows:
+        faint = [value is None or isinstance(value, Faint) for value in row]
+        folded = [list(_folded(cell(one), size)) for one, size in zip(row, widths, strict=True)]
+        for parts in zip_longest(*folded, fillvalue=""):
+            styles = ["dim" if room and one else "" for one in faint]
+            yield _line(parts, widths, table.heads, *styles)
+
+
+def _widths(table: Table) -> list[int]:
+    cells = [[cell(value) for value in row] for row in table.rows]
+    return [max(map(width, column)) for column in zip(table.titles, *cells, strict=True)]
+
+
+def _narrow(widths: list[int], heads: Sequence[str], room: int) -> None:
+    """Take what is too wide from the widest columns that may be folded."""
+    excess = sum(widths) + GAP * (len(widths) - 1) - room
+    foldable = [n for n, head in enumerate(heads) if head.startswith("~")]
+    while excess > 0 and foldable:
+        widest = max(foldable, key=widths.__getitem__)
+        if widths[widest] <= FOLDED_WIDTH:
+            return  # the terminal wraps the lines
+        widths[widest] -= 1
+        excess -= 1
+
+
+def _folded(text: str, size: int) -> Iterator[str]:
+    """``text`` in pieces of ``size`` columns."""
+    piece = ""
+    for one in text if width(text) > size else ():
+        if width(piece + one) > size:
+            yield piece
+            piece = ""
+        piece += one
+    yield piece or text
+
+
+def _line(texts: Sequence[str], widths: Sequence[int], heads: Sequence[str], *styles: str) -> str:
+    parts = []
+    for number, (text, size, head) in enumerate(zip(texts, widths, heads, strict=True)):
+        space = " " * (size - width(text))
+        style = styles[min(number, len(styles) - 1)]
+        styled_text = styled(text, sys.stdout, **{style: True}) if style else text
+        parts.append(space + styled_text if head.startswith(">") else styled_text + space)
+    return (" " * GAP).join(parts).rstrip()
 
 
 def width(text: str) -> int:
@@ -140,28 +178,6 @@ def width(text: str) -> int:
         return len(text)
     wide = sum(unicodedata.east_asian_width(one) in "WF" for one in text)
     return len(text) + wide - sum(unicodedata.combining(one) > 0 for one in text)
-
-
-def _draw(table: Table) -> None:
-    from rich.console import Console
-    from rich.table import Table as Drawing
-    from rich.text import Text
-
-    drawing = Drawing(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for head, title in zip(table.heads, table.titles, strict=True):
-        right = head.startswith(">")
-        drawing.add_column(
-            Text(title), justify="right" if right else "left", no_wrap=right, overflow="fold"
-        )
-    for row, cells in zip(table.rows, table.cells(), strict=True):
-        # Text and not str: rich would read [brackets] in a value as a style.
-        drawing.add_row(
-            *(
-                Text(text, style="dim" if value is None or isinstance(value, Faint) else "")
-                for value, text in zip(row, cells, strict=True)
-            )
-        )
-    Console(highlight=False).print(drawing)
 
 
 # --- standard error -----------------------------------------------------------------------

@@ -32,6 +32,12 @@ DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
 FINISH_SECONDS = 30.0
 """How long a COMMIT's answer, a rollback or a return to the pool is waited for."""
 
+POOL_SIZE = 10
+"""Connections of an engine made here. None beyond: opening one costs more than a short wait."""
+
+POOL_SECONDS = 30.0
+"""How long a call waits for a free connection before :class:`OverloadedError`."""
+
 _DRIVERS = {
     "postgres": "postgresql+asyncpg",
     "postgresql": "postgresql+asyncpg",
@@ -62,15 +68,17 @@ def resolve_url(url: str | sa.URL | None) -> sa.URL:
 
 
 def _create_engine(url: sa.URL) -> AsyncEngine:
-    options: dict[str, Any] = {"pool_pre_ping": False}
-    if url.get_backend_name() == "sqlite":
-        # A database in memory lives in its one connection, so that one is handed around.
-        in_memory = url.database in (None, "", ":memory:")
-        options["poolclass"] = AsyncAdaptedQueuePool
-        options["pool_size"] = 1 if in_memory else 5
-        options["max_overflow"] = 0 if in_memory else 10
+    sqlite = url.get_backend_name() == "sqlite"
+    # A database in memory lives in its one connection, so that one is handed around.
+    in_memory = sqlite and url.database in (None, "", ":memory:")
     try:
-        return create_async_engine(url, **options)
+        return create_async_engine(
+            url,
+            poolclass=AsyncAdaptedQueuePool,
+            pool_size=1 if in_memory else POOL_SIZE,
+            max_overflow=0,
+            pool_timeout=POOL_SECONDS,
+        )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise DefinitionError(f"The database URL is not understood: {error}") from error
 

@@ -104,7 +104,8 @@ class SQLite:
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # A transaction that begins by reading cannot always become a writer: begin as one.
-        await _run(session, lambda raw: raw.execute("BEGIN" if snapshot else "BEGIN IMMEDIATE"))
+        # Run through SQLAlchemy, which then knows that there is something to commit.
+        await session.connection.exec_driver_sql("BEGIN" if snapshot else "BEGIN IMMEDIATE")
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         return None  # BEGIN IMMEDIATE keeps all other writers out

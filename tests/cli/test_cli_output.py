@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from featurestore.cli.output import Table, cell, plain_lines, plural, printable, turned
+from featurestore.cli.output import Table, cell, plural, printable, table_lines, turned
 
 
 @pytest.mark.parametrize(
@@ -41,18 +41,29 @@ def test_a_messages_line_breaks_stay_and_its_escapes_do_not() -> None:
 def test_plain_tables_are_aligned_and_never_cut() -> None:
     long = "x" * 300
     table = Table(("name", ">rows", "note"), [("温度", "1,000", long), ("ab", "7", "")])
-    assert list(plain_lines(table)) == [
+    assert list(table_lines(table)) == [
         "name   rows  note",
         f"温度  1,000  {long}",
         "ab        7",
     ]
 
 
+def test_only_columns_that_may_be_are_folded_to_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    table = Table(("name", "~file", ">rows"), [("drivers", "a" * 30 + "温" * 3, "1,000")])
+    assert list(table_lines(table, 40)) == [
+        "name     file                       rows",
+        "drivers  " + "a" * 24 + "  1,000",
+        "         aaaaaa温温温",
+    ]
+    assert max(map(len, table_lines(table, 10))) == len("drivers") + 16 + len("1,000") + 4
+
+
 def test_a_wide_table_can_be_turned_over() -> None:
     one = turned(Table(("driver_id", "trips"), [(1001, 7)]))
-    assert list(plain_lines(one)) == ["name       value", "driver_id  1001", "trips      7"]
+    assert list(table_lines(one)) == ["name       value", "driver_id  1001", "trips      7"]
     two = turned(Table(("driver_id", "trips"), [(1001, 7), (1002, None)]))
-    assert list(plain_lines(two)) == [
+    assert list(table_lines(two)) == [
         "           1     2",
         "driver_id  1001  1002",
         "trips      7     null",

@@ -6,6 +6,7 @@ each has a project of its own in it: projects share a database and nothing else.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -35,7 +36,9 @@ def database_url(
 ) -> Iterator[str]:
     """The URL of a database that the tests of a module share."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('conformance') / 'shared.db'}"
+        url = f"sqlite:///{tmp_path_factory.mktemp('conformance') / 'shared.db'}"
+        asyncio.run(_migrate(url))
+        yield url
         return
     server: PostgresServer = request.getfixturevalue("featurestore_postgres")
     name = f"conformance_{uuid4().hex[:12]}"
@@ -46,11 +49,15 @@ def database_url(
     assert not left, "the module's tests left connections open"
 
 
+async def _migrate(url: str) -> None:
+    async with fs.FeatureStore(url) as store:
+        await store.apply([])
+
+
 @pytest.fixture
 async def store(database_url: str) -> AsyncIterator[fs.FeatureStore]:
     """An entered store on a project of the test's own."""
     async with fs.FeatureStore(database_url, project=f"test_{next(_PROJECTS)}") as store:
-        await store.apply([])  # the first test of a module migrates the database
         yield store
         checked_out = getattr(store.engine.pool, "checkedout", int)()
     assert checked_out == 0, "the test left connections checked out"

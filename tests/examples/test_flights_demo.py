@@ -123,6 +123,53 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert not (tmp_path / "flights_demo").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "environment", "export"),
+    [
+        pytest.param(None, None, (), id="the folder's own"),
+        pytest.param(None, "postgresql://me:pw@host/db", (), id="known to the shell"),
+        pytest.param(
+            "postgresql://me:pw@host/db",
+            None,
+            ("export FEATURESTORE_URL='postgresql://me:***@host/db'",),
+            id="no password is shown",
+        ),
+        pytest.param(
+            None,
+            "sqlite:///some.db",
+            ("export FEATURESTORE_URL=sqlite:///{here}/some.db",),
+            id="a file that is relative",
+        ),
+    ],
+)
+def test_the_commands_find_the_database(
+    url: str | None,
+    environment: str | None,
+    export: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FEATURESTORE_URL", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("FEATURESTORE_URL", environment)
+    commands = demo_module._what_next(Path("flights_demo"), url)
+    assert commands[0] == "cd flights_demo"
+    assert commands[1:-3] == tuple(line.format(here=tmp_path) for line in export)
+
+
+def test_the_commands_are_run_as_the_demo_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Here by a uv that is not on the path, as in the README's quick start."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("UV", str(tmp_path / ".uv" / "bin" / "uv"))
+    assert demo_module._runner(Path("flights_demo")) == "../.uv/bin/uv run "
+    monkeypatch.delenv("UV")
+    assert demo_module._runner(Path("flights_demo")).endswith("/bin/")
+
+
 def _path(demo: Demo, name: str) -> Path:
     return demo.folder / "data" / f"{name}.parquet"
 

@@ -65,7 +65,7 @@ async def _loads(
 
 def _loads_table(loads: Sequence[Load]) -> Table:
     table = Table(
-        (">load", "view", "kind", "source", ">read", ">written", ">rejected", "finished", "state")
+        (">load", "view", "kind", "~source", ">read", ">written", ">rejected", "finished", "state")
     )
     for load in loads:
         counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
@@ -78,7 +78,7 @@ def _loads_table(loads: Sequence[Load]) -> Table:
 
 
 def _rejected_table(rows: Sequence[QuarantinedRow]) -> Table:
-    table = Table((">load", "view", "source", ">row", "reason", "values"))
+    table = Table((">load", "view", "~source", ">row", "~reason", "~values"))
     for row in rows:
         values = ", ".join(f"{name}={value}" for name, value in row.values.items())
         table.rows.append((row.load_id, row.view, row.source, row.row, row.reason, values))

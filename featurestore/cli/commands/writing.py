@@ -116,7 +116,7 @@ def _ingest_document(report: IngestReport) -> dict[str, Any]:
 
 
 def _ingest_table(report: IngestReport) -> Table:
-    table = Table(("source", ">load", ">read", ">written", ">rejected", ">seconds", "note"))
+    table = Table(("~source", ">load", ">read", ">written", ">rejected", ">seconds", "~note"))
     for load in report.loads:
         counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
         note = _load_note(load)
