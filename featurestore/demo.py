@@ -287,6 +287,7 @@ def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, list[Any]]:
         models.append(code.LateModel.fit(arrived[past], numbers))
         scores.append(code.evaluate(models[-1], arrived[~past]))
         table.add_row(knows, f"{scores[-1].auc:.3f}", f"{scores[-1].top_tenth:.0%}")
+    table.rows[-1].style = "bold"
     models[-1].save(example.file("model.json"))
     learned = _Learned(models[-1], scores[0].auc, scores[1].auc)
     return learned, [table, f"{late:.0%} of all flights arrived more than {code.LATE} minutes late"]
@@ -419,18 +420,22 @@ class _Screen:
     def chapter(self, title: str) -> Iterator[list[Any]]:
         """Prints the title at once, and what the body appended when it is done."""
         self.chapters += 1
-        self.console.print(f"\n[bold cyan]{self.chapters}[/]  [bold]{title}[/]")
+        self.console.print(f"\n[bold cyan]{self.chapters}[/]  [bold]{title}[/]", highlight=False)
         started = time.perf_counter()
         notes: list[Any] = []
         with self.console.status("[dim]working[/]"):
             yield notes
+        notes.append(Text(f"{time.perf_counter() - started:.1f} s", "dim"))
         for note in notes:
-            self.console.print(Padding(note, (0, 0, 0, 3), expand=False))
-        self.console.print(f"   [dim]{time.perf_counter() - started:.1f} s[/]")
+            shown = Text(note) if isinstance(note, str) else note
+            self.console.print(Padding(shown, (0, 0, 0, 3), expand=False))
 
     def farewell(self, seconds: float, commands: tuple[str, ...]) -> None:
         hint = " (your password for ***)" if any("***" in line for line in commands) else ""
-        self.console.print(f"\n[bold green]Done in {seconds:.0f} s.[/] To go on from here{hint}:\n")
+        self.console.print(
+            f"\n[bold green]Done in {seconds:.0f} s.[/] To go on from here{hint}:\n",
+            highlight=False,
+        )
         for command in commands:
             # Never wrapped: they are there to be copied.
             self.console.print(Text(f"   {command}"), soft_wrap=True)

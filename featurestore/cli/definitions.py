@@ -61,6 +61,8 @@ def _import(path: Path) -> ModuleType:
     sys.modules[MODULE] = module  # dataclasses and pickle look their module up
     try:
         loader.exec_module(module)
+    except SystemExit as error:
+        raise DefinitionError(f"{path} ended the program (sys.exit) as it was read.") from error
     finally:
         with contextlib.suppress(ValueError):  # the file may have changed sys.path itself
             sys.path.remove(folder)

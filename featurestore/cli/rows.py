@@ -26,19 +26,19 @@ SHOWN = 10
 
 def read_rows(file: str) -> list[dict[str, Any]]:
     """The JSON objects of ``file`` (``-``: standard input): one per line, or one array."""
-    text = _read_text(file)
+    text, where = _read_text(file), name_of(file)
     if text.lstrip()[:1] == "[":
-        found = _parse(text, file)
+        found = _parse(text, where)
         numbered = list(enumerate(found))
         unit = "element"
     else:
         lines = enumerate(text.split("\n"), start=1)
-        numbered = [(n, _parse(line, f"line {n} of {file}")) for n, line in lines if line.strip()]
+        numbered = [(n, _parse(line, f"line {n} of {where}")) for n, line in lines if line.strip()]
         unit = "line"
     for number, row in numbered:
         if not isinstance(row, dict):
             raise SourceError(
-                f"{unit} {number} of {file} is no JSON object such as "
+                f"{unit} {number} of {where} is no JSON object such as "
                 f'{{"driver_id": 1001, "conv_rate": 0.5}}.'
             )
     return [row for _, row in numbered]
@@ -49,9 +49,9 @@ def _read_text(file: str) -> str:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SourceError(f"{file} is no UTF-8 text: {error}.") from error
+        raise SourceError(f"{name_of(file)} is no UTF-8 text: {error}.") from error
     except OSError as error:
-        raise SourceError(f"{file} cannot be read: {error.strerror}.") from error
+        raise SourceError(f"{name_of(file)} cannot be read: {error.strerror}.") from error
 
 
 def _parse(text: str, where: str) -> Any:
@@ -77,9 +77,13 @@ def typed(found: list[dict[str, Any]], view: FeatureView, file: str) -> list[dic
         except ValueError as error:
             invalid.append(InvalidRow(number, str(error)))
     if invalid:
-        where = "standard input" if file == "-" else file
-        raise InvalidRowsError(where, invalid[:SHOWN], len(invalid))
+        raise InvalidRowsError(name_of(file), invalid[:SHOWN], len(invalid))
     return read
+
+
+def name_of(file: str) -> str:
+    """How messages call ``file``."""
+    return "standard input" if file == "-" else file
 
 
 def _timestamp() -> FeatureType:

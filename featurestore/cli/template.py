@@ -6,7 +6,8 @@ import keyword
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from featurestore.cli.init import Column, Guess
+    from featurestore.cli.columns import Column
+    from featurestore.cli.init import Guess
 
 EXAMPLE = '''\
 """The features of this project: `featurestore apply` registers all that stands here."""

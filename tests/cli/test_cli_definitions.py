@@ -85,6 +85,7 @@ def test_no_file_is_wrong_use_with_the_way_out(run: Run, command: str) -> None:
         ("x = 1 +", "error: features.py:2: SyntaxError: invalid syntax"),
         ("def f():\n    return 1 / 0\nf()", "error: features.py:3: ZeroDivisionError: division"),
         ("x = 1", "error: features.py holds no definition"),
+        ("import sys; sys.exit(0)", "error: features.py ended the program (sys.exit)"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(run: Run, text: str, words: str) -> None:
@@ -92,6 +93,12 @@ def test_a_bad_file_is_named_with_its_line(run: Run, text: str, words: str) -> N
     done = run("plan", status=1)
     assert done.err.startswith(words)
     assert "Traceback" not in done.err
+
+
+def test_two_definitions_of_one_name_are_an_error(run: Run) -> None:
+    write("x = [fs.Entity('a', join_keys={'a': kind}) for kind in (fs.Int64, fs.String)]")
+    done = run("apply", status=1)
+    assert "two different definitions of entity 'a'" in done.err
 
 
 def test_debug_shows_the_traceback(run: Run) -> None:

@@ -12,8 +12,9 @@ import pytest
 from cli_helpers import DAY, Run
 
 from featurestore import types
+from featurestore.cli.columns import feature_type, name_for
 from featurestore.cli.definitions import load_definitions
-from featurestore.cli.init import Guess, feature_type, guess, name_for
+from featurestore.cli.init import Guess, guess
 from featurestore.definitions import Entity, FeatureView
 
 TIME = pa.array([DAY, DAY], pa.timestamp("us", "UTC"))

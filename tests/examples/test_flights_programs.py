@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp.test_utils
 import httpx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flights_example import EXAMPLES, Demo
@@ -33,7 +34,7 @@ FLIGHT = {
 def test_train_as_a_script(demo: Demo, tmp_path: Path) -> None:
     """On every tenth flight."""
     flights = pq.read_table(demo.folder / "data" / "flights.parquet")
-    pq.write_table(flights.take(range(0, len(flights), 10)), tmp_path / "flights.parquet")
+    pq.write_table(flights.take(pa.array(range(0, len(flights), 10))), tmp_path / "flights.parquet")
     done = subprocess.run(
         [sys.executable, "-W", "error", EXAMPLES / "train.py", "flights.parquet"],
         cwd=tmp_path,

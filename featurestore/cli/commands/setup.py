@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,8 @@ def _say_guess(target: Path, found: Guess) -> None:
     lines = [f"{target} is written, for {found.source}:", *(f"  {line}" for line in found.words())]
     output.say("\n".join(lines))
     output.warn(found.warnings())
-    output.say(f"Next:\n  featurestore apply\n  featurestore ingest {found.view}")
+    option = "" if target == Settings.definitions else f" --definitions {shlex.quote(str(target))}"
+    output.say(f"Next:\n  featurestore apply{option}\n  featurestore ingest {found.view}")
 
 
 @click.command(cls=Command)

@@ -1,0 +1,148 @@
+"""Engines and URLs: which are taken, how they come back, and what a database's absence says."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import socket
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import AsyncAdaptedQueuePool
+
+import featurestore as fs
+from featurestore.storage.engine import resolve_url
+from featurestore.testing import allow_blocking
+
+view = fs.FeatureView(
+    "driver_stats",
+    entities=[fs.Entity("driver", join_keys={"driver_id": fs.Int64})],
+    fields=[fs.Field("trips", fs.Int32)],
+    timestamp_field="event_timestamp",
+)
+ROW = {"driver_id": 1, "event_timestamp": dt.datetime(2024, 1, 1, tzinfo=dt.UTC), "trips": 3}
+
+
+def borrowed(url: str, size: int = 1) -> AsyncEngine:
+    return create_async_engine(
+        resolve_url(url), poolclass=AsyncAdaptedQueuePool, pool_size=size, max_overflow=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "driver"),
+    [
+        ("postgresql://host/db", "postgresql+asyncpg"),
+        ("postgres://host/db", "postgresql+asyncpg"),
+        ("postgresql+asyncpg://host/db", "postgresql+asyncpg"),
+        ("sqlite:///file.db", "sqlite+aiosqlite"),
+        ("sqlite://", "sqlite+aiosqlite"),
+    ],
+)
+def test_urls_get_their_async_driver(given: str, driver: str):
+    assert resolve_url(given).drivername == driver
+
+
+def test_the_default_is_the_environment_then_a_file_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FEATURESTORE_URL", "postgresql://host/db")
+    assert resolve_url(None).database == "db"
+    monkeypatch.delenv("FEATURESTORE_URL")
+    assert resolve_url(None).database == "featurestore.db"
+
+
+def test_libpqs_sslmode_is_understood():
+    assert dict(resolve_url("postgresql://h/d?sslmode=require").query) == {"ssl": "require"}
+
+
+@pytest.mark.parametrize("url", ["mysql://host/db", "postgresql+psycopg2://h/d", "oracle://x", ":"])
+def test_other_drivers_are_refused_with_what_to_use(url: str):
+    with pytest.raises(fs.DefinitionError, match="postgresql://"):
+        fs.FeatureStore(url)
+
+
+def test_making_a_store_does_no_io(tmp_path: Path):
+    fs.FeatureStore(f"sqlite:///{tmp_path / 'nothing' / 'here.db'}")
+    fs.FeatureStore("postgresql://nobody@192.0.2.1:1/none")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_database_that_is_not_there_is_unavailable(tmp_path: Path):
+    async with fs.FeatureStore(f"sqlite:///{tmp_path / 'nothing' / 'here.db'}") as store:
+        with pytest.raises(fs.StoreUnavailableError, match="folder"):
+            await store.list_views()
+
+
+async def test_a_server_that_is_not_there_is_unavailable():
+    with allow_blocking(), socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with fs.FeatureStore(f"postgresql://me:secret@127.0.0.1:{port}/db") as store:
+        with pytest.raises(fs.StoreUnavailableError) as caught:
+            await store.list_views()
+    assert "secret" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+async def test_a_file_that_is_no_database_is_unavailable(tmp_path: Path):
+    path = tmp_path / "text.db"
+    await asyncio.to_thread(path.write_text, "this is no database at all " * 100)
+    async with fs.FeatureStore(f"sqlite:///{path}") as store:
+        with pytest.raises(fs.StoreUnavailableError, match="no SQLite database"):
+            await store.list_views()
+
+
+@pytest.mark.parametrize("featurestore_url", ["postgresql"], indirect=True)
+async def test_an_unknown_database_of_a_server_is_unavailable(featurestore_url: str):
+    url = sa.make_url(featurestore_url).set(database="no_such_database")
+    async with fs.FeatureStore(url) as store:
+        with pytest.raises(fs.StoreUnavailableError, match="no_such_database"):
+            await store.list_views()
+
+
+@pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
+async def test_a_borrowed_engine_is_left_as_it_was(featurestore_url: str):
+    engine = borrowed(featurestore_url)
+    try:
+        async with fs.FeatureStore(engine=engine) as store:
+            await store.apply(view)
+            await store.push(view, [ROW])
+        # Not disposed, and its transactions are still its own.
+        async with engine.connect() as connection:
+            table = "default__driver_stats__history"
+            await connection.execute(sa.text(f"DELETE FROM {table}"))  # noqa: S608 - our own name
+            await connection.rollback()
+            count = sa.text(f"SELECT count(*) FROM {table}")  # noqa: S608
+            assert (await connection.execute(count)).scalar_one() == 1
+    finally:
+        await engine.dispose()
+
+
+@pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
+async def test_everything_works_on_a_pool_of_one(featurestore_url: str):
+    engine = borrowed(featurestore_url)
+    try:
+        async with fs.FeatureStore(engine=engine) as store:
+            await store.apply(view)
+            rows = [{**ROW, "driver_id": n} for n in range(20)]
+            await asyncio.gather(*(store.push(view, [row]) for row in rows))
+            found = await asyncio.gather(
+                *(store.get_online_features(["driver_stats:*"], [row]) for row in rows)
+            )
+            assert [one.to_dicts()[0]["trips"] for one in found] == [3] * 20
+    finally:
+        await engine.dispose()
+
+
+async def test_a_database_in_memory_is_one_connection():
+    async with fs.FeatureStore("sqlite://") as store:
+        await store.apply(view)
+        await asyncio.gather(*(store.push(view, [{**ROW, "driver_id": n}]) for n in range(10)))
+        assert await store.repository(view).count() == 10
+
+
+def test_a_url_and_an_engine_are_one_too_many():
+    engine = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(fs.DefinitionError, match="not both"):
+        fs.FeatureStore("sqlite://", engine=engine)

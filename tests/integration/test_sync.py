@@ -1,0 +1,126 @@
+"""The store without ``await``: the same calls, from scripts, threads and running loops."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import inspect
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+import featurestore as fs
+from featurestore import calls, repository, store
+
+# Waiting for the portal's thread is what these calls are for.
+pytestmark = pytest.mark.allow_blocking
+
+NOON = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
+
+view = fs.FeatureView(
+    "driver_stats",
+    entities=[fs.Entity("driver", join_keys={"driver_id": fs.Int64})],
+    fields=[fs.Field("trips", fs.Int32)],
+    timestamp_field="event_timestamp",
+)
+
+
+def row(driver: int, trips: int, hours: int = 0) -> dict[str, object]:
+    when = NOON + dt.timedelta(hours=hours)
+    return {"driver_id": driver, "event_timestamp": when, "trips": trips}
+
+
+@pytest.fixture
+def sync_store(tmp_path: Path) -> Iterator[fs.sync.FeatureStore]:
+    with fs.sync.FeatureStore(f"sqlite:///{tmp_path / 'store.db'}") as opened:
+        opened.apply(view)
+        yield opened
+
+
+def public(kind: type) -> dict[str, list[inspect.Parameter]]:
+    """Public methods of a class, with their parameters but for the annotations."""
+    return {
+        name: [
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in inspect.signature(member).parameters.values()
+        ]
+        for name, member in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_")
+    }
+
+
+@pytest.mark.parametrize(
+    ("plain", "original"),
+    [
+        (fs.sync.FeatureStore, store.FeatureStore),
+        (fs.sync.Transaction, store.Transaction),
+        (fs.sync.FeatureRepository, repository.FeatureRepository),
+    ],
+)
+def test_each_call_is_there_with_the_same_parameters(plain: type, original: type):
+    assert public(plain) == public(original)
+    assert public(calls.Calls).keys() <= public(store.FeatureStore).keys()
+
+
+def test_the_main_job(sync_store: fs.sync.FeatureStore):
+    sync_store.push(view, [row(1, 5), row(2, 6)])
+    online = sync_store.get_online_features(["driver_stats:trips"], [{"driver_id": 2}])
+    assert online.to_dicts() == [{"driver_id": 2, "trips": 6}]
+    entities = pa.table({"driver_id": [1], "event_timestamp": [NOON + dt.timedelta(days=1)]})
+    training = sync_store.get_historical_features(entities, ["driver_stats:trips"])
+    assert training.to_arrow().column("trips").to_pylist() == [5]
+    stream = sync_store.stream_historical_features(entities, ["driver_stats:trips"])
+    assert [batch.num_rows for batch in stream] == [1]
+    assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
+    assert [load.rows_written for load in sync_store.loads()] == [2]
+
+
+def test_an_iterator_that_is_left_early_gives_its_connection_back(
+    sync_store: fs.sync.FeatureStore,
+):
+    sync_store.push(view, [row(n, n) for n in range(50)])
+    batches = sync_store.repository(view).scan(batch_size=10)
+    assert next(batches).num_rows == 10
+    batches.close()
+    assert sync_store.engine.pool.checkedout() == 0
+    assert sync_store.repository(view).count() == 50
+
+
+def test_a_transaction_commits_as_one_or_not_at_all(sync_store: fs.sync.FeatureStore):
+    with sync_store.transaction() as tx:
+        tx.push(view, [row(1, 5)])
+        assert tx.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
+    assert sync_store.repository(view).count() == 1
+
+    with pytest.raises(ZeroDivisionError), sync_store.transaction() as tx:
+        tx.push(view, [row(1, 6, hours=1)])
+        raise ZeroDivisionError
+    assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
+
+
+async def test_it_works_inside_a_running_loop_as_in_a_notebook(sync_store: fs.sync.FeatureStore):
+    sync_store.push(view, [row(1, 5)])
+    assert sync_store.repository(view).count() == 1
+    await asyncio.sleep(0)
+
+
+def test_threads_share_a_store(sync_store: fs.sync.FeatureStore):
+    def work(driver: int) -> None:
+        sync_store.push(view, [row(driver, driver)])
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sync_store.repository(view).count() == 8
+
+
+def test_errors_are_the_same(sync_store: fs.sync.FeatureStore):
+    with pytest.raises(fs.NotFoundError, match="driver_stats"):
+        sync_store.push("driver_stat", [row(1, 1)])
+    with pytest.raises(fs.DefinitionError):
+        fs.sync.FeatureStore("mysql://localhost/db")
