@@ -238,8 +238,9 @@ async def _training_set(screen: _Screen, example: _Example, store: FeatureStore)
         training = await store.get_historical_features(flights, "arrival_delay")
         seconds = time.perf_counter() - started
         frame, table = await asyncio.to_thread(_look_for_leaks, training)
-        notes.append(f"{len(frame):,} flights in {seconds:.1f} s; none of them lost or doubled")
-        notes.append(table)
+        kept = training.to_arrow()["flight_id"].equals(flights["flight_id"])
+        verdict = "all kept, in their order" if kept else "not those that were asked for!"
+        notes += [f"{len(frame):,} flights in {seconds:.1f} s; {verdict}", table]
     return _Training(frame, dict(training.match_rate))
 
 
@@ -300,26 +301,24 @@ async def _serve(
     with screen.chapter(title) as notes:
         before = await store.get_online_features("arrival_delay", [FLIGHT])
         pushed = await _push_bad_news(store)
-        after = await store.get_online_features("arrival_delay", [FLIGHT])
+        try:
+            after = await store.get_online_features("arrival_delay", [FLIGHT])
+            rate = await _reads_per_second(store, callers)
+        finally:  # the bad news was made up: the store forgets it as if it had never come
+            for load_id in pushed:
+                await store.undo_load(load_id)
 
         table = _table("feature", ">before", ">after the push")
         vectors = [(answer.to_dicts()[0], answer.statuses[0]) for answer in (before, after)]
         for name in before.statuses[0]:
             table.add_row(name, *(_cell(values[name], status[name]) for values, status in vectors))
         risks = [model.probability({**FLIGHT, **values}) for values, _ in vectors]
-        table.add_section()
         table.add_row("probability of being late", *(f"{risk:.0%}" for risk in risks), style="bold")
-        notes.append(table)
-
-        rate = await _reads_per_second(store, callers)
-        notes.append(
-            f"{len(callers):,} callers at once, each with another flight: {rate:,.0f} answers/s"
-        )
-
-        # The bad news was made up: the store forgets it as if it had never come.
-        for load_id in pushed:
-            await store.undo_load(load_id)
-        notes.append("The push was undone: what stays in the store is the real data")
+        notes += [
+            table,
+            f"{len(callers):,} callers at once, each with another flight: {rate:,.0f} answers/s",
+            "The push was undone: what stays in the store is the real data",
+        ]
     return risks[0], risks[1]
 
 

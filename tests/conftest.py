@@ -13,6 +13,7 @@ pytest_plugins = ["pytester"]
 
 settings.register_profile(
     "featurestore",
+    max_examples=50,
     deadline=None,  # examples talk to databases
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,  # one database serves all examples of a test
@@ -20,5 +21,10 @@ settings.register_profile(
         HealthCheck.data_too_large,
     ],
     print_blob=True,
+)
+settings.register_profile(
+    "thorough",  # pytest --hypothesis-profile=thorough, before a release: minutes
+    parent=settings.get_profile("featurestore"),
+    max_examples=1000,
 )
 settings.load_profile("featurestore")

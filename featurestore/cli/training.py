@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,6 +35,8 @@ class TrainingFile:
         self._writer: Any = None
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
+        # A cancelled write goes on in its thread; what comes next has to wait for it.
+        self._busy = threading.Lock()
 
     async def add(self, batch: pa.RecordBatch) -> None:
         self._waiting.append(batch)
@@ -55,15 +58,17 @@ class TrainingFile:
         await asyncio.to_thread(self._write, table)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        with self._busy:
+            if self._writer is not None:
+                self._writer.close()
 
     def _write(self, table: pa.Table) -> None:
         import pyarrow.parquet as pq
 
-        if self._writer is None:
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        self._writer.write_table(table)
+        with self._busy:
+            if self._writer is None:
+                self._writer = pq.ParquetWriter(self._path, table.schema)
+            self._writer.write_table(table)
         self.columns = table.num_columns
         for view, names in self._features.items():
             self.with_value[view] += _rows_with_value(table, names)

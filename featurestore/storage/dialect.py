@@ -73,7 +73,7 @@ class Dialect(Protocol):
     async def prepare(self, session: Session) -> None:
         """Make a connection just checked out fit for use; without a transaction."""
 
-    async def release(self, session: Session) -> None:
+    async def release(self, driver: Any) -> None:
         """Leave a borrowed connection as it came, before it goes back to its pool."""
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:

@@ -78,6 +78,8 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
             pool_size=1 if in_memory else POOL_SIZE,
             max_overflow=0,
             pool_timeout=POOL_SECONDS,
+            # Transactions are ended where they began; a reset here would be one more round trip.
+            pool_reset_on_return=None,
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise DefinitionError(f"The database URL is not understood: {error}") from error
@@ -235,11 +237,26 @@ class Database:
             with translated(self.label):
                 await self.dialect.prepare(session)
             yield session
-            with translated(self.label):
-                await uninterrupted(self.dialect.release(session))
-        finally:
-            with translated(self.label):
-                await uninterrupted(_release(connection))
+        except BaseException:
+            await uninterrupted(self._give_back(connection))
+            raise
+        if self._owned and not connection.in_transaction():
+            await connection.close()  # no more than putting it back: nothing to interrupt
+        else:
+            await uninterrupted(self._give_back(connection))
+
+    async def _give_back(self, connection: AsyncConnection) -> None:
+        """Return a connection to its pool as it came; where that hangs or fails, drop it."""
+        try:
+            async with asyncio.timeout(FINISH_SECONDS / 2):
+                await connection.rollback()
+                if not self._owned and not connection.invalidated:
+                    raw = await connection.get_raw_connection()
+                    await self.dialect.release(raw.driver_connection)
+                await connection.close()
+        except (TimeoutError, SQLAlchemyError, OSError):
+            await connection.invalidate()
+            await connection.close()
 
     @asynccontextmanager
     async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Session]:
@@ -278,16 +295,6 @@ async def _abandon(connection: AsyncConnection) -> None:
         await connection.invalidate()
         if not type(error).__module__.startswith("asyncpg"):
             raise
-
-
-async def _release(connection: AsyncConnection) -> None:
-    """Give the connection back to its pool; where that hangs, drop it."""
-    try:
-        async with asyncio.timeout(FINISH_SECONDS / 2):
-            await connection.close()
-    except TimeoutError:
-        await connection.invalidate()
-        await connection.close()
 
 
 def _dialect(engine: AsyncEngine, owned: bool) -> Dialect:

@@ -61,7 +61,7 @@ class PostgreSQL:
     async def prepare(self, session: Session) -> None:
         return None
 
-    async def release(self, session: Session) -> None:
+    async def release(self, driver: Any) -> None:
         return None
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:

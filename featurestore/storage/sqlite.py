@@ -94,13 +94,12 @@ class SQLite:
                 raw.execute("PRAGMA synchronous=FULL")
                 raw.execute("PRAGMA temp_store=MEMORY")
 
-        await _run(session, settle)
+        await _run(session.driver, settle)
         if self._owned:
             self._prepared.add(session.driver)
 
-    async def release(self, session: Session) -> None:
-        if not self._owned:
-            await _run(session, lambda raw: setattr(raw, "isolation_level", ""))
+    async def release(self, driver: Any) -> None:
+        await _run(driver, lambda raw: setattr(raw, "isolation_level", ""))
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # A transaction that begins by reading cannot always become a writer: begin as one.
@@ -140,24 +139,24 @@ class SQLite:
         async for batch in batches:
             for start in range(0, batch.num_rows, INSERT_ROWS):
                 piece = batch.slice(start, INSERT_ROWS)
-                await _run(session, partial(_insert, sql=sql, batch=piece, types=types))
+                await _run(session.driver, partial(_insert, sql=sql, batch=piece, types=types))
             rows += batch.num_rows
         return rows
 
     async def rows(
         self, session: Session, sql: str, values: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
-        return await _run(session, lambda raw: raw.execute(sql, values).fetchall())
+        return await _run(session.driver, lambda raw: raw.execute(sql, values).fetchall())
 
     async def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
-        cursor = await _run(session, lambda raw: raw.execute(sql, values))
+        cursor = await _run(session.driver, lambda raw: raw.execute(sql, values))
         try:
-            while chunk := await _run(session, lambda raw: cursor.fetchmany(size)):
+            while chunk := await _run(session.driver, lambda raw: cursor.fetchmany(size)):
                 yield chunk
         finally:
-            await _run(session, lambda raw: cursor.close())
+            await _run(session.driver, lambda raw: cursor.close())
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         return None  # every query here has one index to go by
@@ -243,18 +242,17 @@ class SQLite:
             )
             for row in keys
         ]
-        return await _run(session, lambda raw: _find(raw, lookups, encoded))
+        return await _run(session.driver, lambda raw: _find(raw, lookups, encoded))
 
     def upsert(self, table: sa.Table) -> Any:
         return sqlite.insert(table)
 
 
-async def _run(session: Session, work: Callable[[sqlite3.Connection], T]) -> T:
+async def _run(driver: Any, work: Callable[[sqlite3.Connection], T]) -> T:
     """Run ``work`` on the connection's own thread, in one hop however many statements it has.
 
     A caller that is cancelled interrupts what SQLite is doing.
     """
-    driver = session.driver
     try:
         # aiosqlite's public calls are one statement a hop each; this is what they are made of.
         result: T = await driver._execute(work, driver._conn)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -64,3 +65,24 @@ def driver_stats(folder: Path) -> Path:
     path = folder / "driver_stats.parquet"
     pq.write_table(driver_table(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def loaded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as it is after init, apply and ingest."""
+    folder = tmp_path_factory.mktemp("loaded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("FEATURESTORE_URL", raising=False)
+        pq.write_table(driver_table(), "driver_stats.parquet")
+        assert main(["init", "--from", "driver_stats.parquet"]) == 0
+        assert main(["apply"]) == 0
+        assert main(["ingest", "driver_stats"]) == 0
+    return folder
+
+
+@pytest.fixture
+def loaded(folder: Path, loaded_once: Path) -> Path:
+    """The working folder with `driver_stats` applied and its file ingested; the file."""
+    shutil.copytree(loaded_once, folder, dirs_exist_ok=True)
+    return folder / "driver_stats.parquet"

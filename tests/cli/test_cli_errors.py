@@ -10,14 +10,6 @@ import pytest
 from cli_helpers import Run
 
 
-@pytest.fixture
-def loaded(run: Run, driver_stats: Path) -> Path:
-    run("init", "--from", driver_stats.name)
-    run("apply")
-    run("ingest", "driver_stats")
-    return driver_stats
-
-
 @pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     ("args", "words"),

@@ -13,15 +13,6 @@ import pytest
 from cli_helpers import Run, command, driver_table
 
 
-@pytest.fixture
-def loaded(run: Run, driver_stats: Path) -> Path:
-    """Applied and ingested, in this process."""
-    run("init", "--from", driver_stats.name)
-    run("apply")
-    run("ingest", "driver_stats")
-    return driver_stats
-
-
 def test_from_a_file_to_features_and_back(program: Run, driver_stats: Path) -> None:
     assert "features.py is written" in program("init", "--from", driver_stats.name).err
     assert "Applied: 2 changes." in program("apply").err
@@ -79,8 +70,8 @@ def test_what_loses_data_has_to_be_allowed(run: Run, loaded: Path) -> None:
 
 
 @pytest.mark.usefixtures("loaded")
-def test_json_is_all_there_is_on_standard_output(program: Run, run: Run) -> None:
-    ingested = program("ingest", "driver_stats", "--force", "--json").json
+def test_json_is_all_there_is_on_standard_output(run: Run) -> None:
+    ingested = run("ingest", "driver_stats", "--force", "--json").json
     assert ingested["rows_written"] == 12
     assert ingested["loads"][0]["load_id"] == 2
     vectors = run("online", "driver_stats:*", "--entity", "driver_id=1002", "--json").json

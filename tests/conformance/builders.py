@@ -139,10 +139,12 @@ def write_parquet(path: Path, data: pa.Table, **options: Any) -> Path:
     return write_bytes(path, sink.getvalue())
 
 
-def parquet(folder: Path, view: fs.FeatureView, rows: Iterable[Row], name: str = "") -> Path:
-    """A Parquet file of ``rows`` in ``folder``, in row groups of two."""
+def parquet(
+    folder: Path, view: fs.FeatureView, rows: Iterable[Row], name: str = "", group: int = 2
+) -> Path:
+    """A Parquet file of ``rows`` in ``folder``, in row groups of ``group`` rows."""
     path = folder / (name or f"part-{next(_FILES)}.parquet")
-    return write_parquet(path, table_of(view, rows), row_group_size=2)
+    return write_parquet(path, table_of(view, rows), row_group_size=group)
 
 
 async def write(

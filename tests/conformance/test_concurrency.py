@@ -107,7 +107,7 @@ async def test_a_reader_never_sees_half_of_a_write(store: fs.FeatureStore, open_
             await store.ingest("driver_stats", table_of(driver_stats(), rows))
 
     async def writes() -> None:
-        for number in range(1, 16):
+        for number in range(1, 9):
             await write(number)
 
     await write(0)
@@ -139,7 +139,7 @@ async def test_a_vector_of_two_views_never_mixes_before_and_after(
             await tx.push("weather", [report("jfk", hour(number), float(number))])
 
     async def writes() -> None:
-        for number in range(1, 30):
+        for number in range(1, 11):
             await write(number)
 
     await write(0)
@@ -159,11 +159,11 @@ async def test_a_push_is_readable_by_its_caller_when_it_returns(store: fs.Featur
     repository = store.repository("driver_stats")
 
     async def one(number: int) -> None:
-        for step in range(3):
+        for step in range(2):
             await store.push("driver_stats", [stats(number, hour(step), trips=step)])
             assert (await repository.get(driver_id=number))["trips"] == step
 
-    await asyncio.gather(*(one(number) for number in range(40)))
+    await asyncio.gather(*(one(number) for number in range(20)))
 
 
 async def test_many_readers_each_get_their_own_answer(store: fs.FeatureStore):
@@ -242,7 +242,7 @@ async def test_an_ingest_that_is_cancelled_at_any_moment_is_whole_or_nothing(
     await store.apply([driver_stats()])
     repository = store.repository("driver_stats")
     rows = [stats(number, hour(0), trips=number) for number in range(2000)]
-    path = parquet(tmp_path, driver_stats(), rows)
+    path = parquet(tmp_path, driver_stats(), rows, group=200)
     outcomes = set()
     for milliseconds in (0, 2, 5, 10, 20, 40, 80):
         loading = asyncio.create_task(store.ingest("driver_stats", path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -32,6 +32,23 @@ def view_of(fields: Mapping[str, FeatureType], name: str = "casts", **more: Any)
         timestamp_field="event_timestamp",
         **more,
     )
+
+
+def field_of(kind: FeatureType) -> str:
+    """A field's name for a type: array(decimal(5,2)) gives of_array_decimal_5_2."""
+    words = "".join(letter if letter.isalnum() else " " for letter in kind.name).split()
+    return "_".join(["of", *words])
+
+
+def view_of_kinds(kinds: Iterable[FeatureType]) -> fs.FeatureView:
+    """A view with a field for each of the types."""
+    return view_of({field_of(kind): kind for kind in kinds})
+
+
+def alone(view: fs.FeatureView, field: str, column: pa.Array) -> pa.Table:
+    """A table for ``view`` in which ``field`` has ``column`` and the others have nulls."""
+    nulls = {other.name: pa.nulls(len(column)) for other in view.fields}
+    return with_keys(nulls | {field: column}, len(column))
 
 
 def with_keys(columns: Mapping[str, Any], count: int) -> pa.Table:
@@ -299,20 +316,21 @@ WRONG_TYPES: list[tuple[FeatureType, pa.Array]] = [
 
 
 async def test_a_type_that_cannot_fit_is_a_schema_mismatch(store: fs.FeatureStore, tmp_path: Path):
-    views = [view_of({"value": kind}, f"wrong{n}") for n, (kind, _) in enumerate(WRONG_TYPES)]
-    await store.apply(views)
+    view = view_of_kinds(kind for kind, _ in WRONG_TYPES)
+    await store.apply([view])
     with Cases() as cases:
-        for view, (kind, column) in zip(views, WRONG_TYPES, strict=True):
-            table = with_keys({"value": column}, len(column))
+        for kind, column in WRONG_TYPES:
+            table = alone(view, field_of(kind), column)
             for way, call in ways_in(store, view, table, tmp_path).items():
                 with cases.case(way, column.type, kind):
                     with pytest.raises(fs.SchemaMismatchError, match=view.name) as caught:
                         await call()
                     text = str(caught.value)
-                    assert "value" in text
+                    assert field_of(kind) in text
                     assert kind.name in text.lower()
                     assert spelling(column.type, way) in text
-                    assert await store.repository(view.name).count() == 0
+    assert await store.repository(view.name).count() == 0
+    assert await store.loads() == []
 
 
 def ways_in(
@@ -374,19 +392,19 @@ WRONG_VALUES: dict[str, tuple[FeatureType, pa.Array]] = {
 
 
 async def test_a_value_that_does_not_fit_is_an_invalid_row(store: fs.FeatureStore, tmp_path: Path):
-    kinds = [kind for kind, _ in WRONG_VALUES.values()]
-    views = [view_of({"value": kind}, f"bad{number}") for number, kind in enumerate(kinds)]
-    await store.apply(views)
+    view = view_of_kinds(kind for kind, _ in WRONG_VALUES.values())
+    await store.apply([view])
     with Cases() as cases:
-        for view, (story, (_, column)) in zip(views, WRONG_VALUES.items(), strict=True):
-            table = with_keys({"value": column}, 3)
+        for story, (kind, column) in WRONG_VALUES.items():
+            table = alone(view, field_of(kind), column)
             for way, call in ways_in(store, view, table, tmp_path).items():
                 with cases.case(story, way):
-                    with pytest.raises(fs.InvalidRowsError, match="value") as caught:
+                    with pytest.raises(fs.InvalidRowsError, match=field_of(kind)) as caught:
                         await call()
                     assert [row.row for row in caught.value.rows] == [1]
                     assert caught.value.count == 1
-                    assert await store.repository(view.name).count() == 0
+    assert await store.repository(view.name).count() == 0
+    assert await store.loads() == []
 
 
 PYTHON_WRONG_TYPES: list[tuple[FeatureType, Any]] = [
@@ -432,17 +450,18 @@ PYTHON_WRONG_VALUES: list[tuple[FeatureType, Any]] = [
 async def test_pushed_values_that_do_not_fit(store: fs.FeatureStore):
     tried = [(fs.SchemaMismatchError, *case) for case in PYTHON_WRONG_TYPES]
     tried += [(fs.InvalidRowsError, *case) for case in PYTHON_WRONG_VALUES]
-    views = [view_of({"value": kind}, f"bad{n}") for n, (_, kind, _) in enumerate(tried)]
-    await store.apply(views)
-    good = {"id": 0, "event_timestamp": hour(0), "value": None}
+    view = view_of_kinds(kind for _, kind, _ in tried)
+    await store.apply([view])
+    good = {"id": 0, "event_timestamp": hour(0)} | dict.fromkeys(view.types)
     with Cases() as cases:
-        for view, (error, kind, value) in zip(views, tried, strict=True):
+        for error, kind, value in tried:
             with cases.case(kind, f"{value!r:.40}"):
-                with pytest.raises(error, match="value") as caught:
-                    await store.push(view.name, [good, good | {"value": value}])
+                with pytest.raises(error, match=field_of(kind)) as caught:
+                    await store.push(view.name, [good, good | {field_of(kind): value}])
                 if isinstance(caught.value, fs.InvalidRowsError):
                     assert [row.row for row in caught.value.rows] == [1]
-                assert await store.repository(view.name).count() == 0
+    assert await store.repository(view.name).count() == 0
+    assert await store.loads() == []
 
 
 # --- columns ----------------------------------------------------------------------------------

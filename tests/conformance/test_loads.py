@@ -39,7 +39,7 @@ def names(loaded: fs.IngestReport) -> list[str]:
 def file(folder: Path, name: str, trips: int, rows: int = 1) -> Path:
     """A file of ``rows`` drivers that all have ``trips``, at one time."""
     data = [stats(number, hour(0), trips=trips) for number in range(rows)]
-    return parquet(folder, driver_stats(), data, name)
+    return parquet(folder, driver_stats(), data, name, group=100)
 
 
 # --- where rows come from ---------------------------------------------------------------------
@@ -111,12 +111,12 @@ async def test_a_file_with_an_odd_name_is_a_file(
 async def test_many_files_at_once(
     store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path
 ):
-    for number in range(30):
+    for number in range(15):
         file(tmp_path, f"{number:02}.parquet", number, rows=2)
     loaded = await store.ingest("driver_stats", tmp_path)
-    assert names(loaded) == [f"{number:02}.parquet" for number in range(30)]
-    assert loaded.rows_written == await drivers.count() == 60
-    assert await online_column(store, "driver_stats:trips", [{"driver_id": 1}]) == [29]
+    assert names(loaded) == [f"{number:02}.parquet" for number in range(15)]
+    assert loaded.rows_written == await drivers.count() == 30
+    assert await online_column(store, "driver_stats:trips", [{"driver_id": 1}]) == [14]
 
 
 # --- input that is not what it should be ------------------------------------------------------
@@ -379,9 +379,9 @@ async def test_pushes_committed_together_are_undone_apart(
     store: fs.FeatureStore, drivers: fs.FeatureRepository
 ):
     pushes = await asyncio.gather(
-        *(store.push("driver_stats", [stats(n, hour(0), trips=n)]) for n in range(40))
+        *(store.push("driver_stats", [stats(n, hour(0), trips=n)]) for n in range(20))
     )
-    assert len({push.load_id for push in pushes}) == 40
+    assert len({push.load_id for push in pushes}) == 20
     await store.undo_load(pushes[7].load_id)
-    left = await drivers.get_many([{"driver_id": n} for n in range(40)])
-    assert [row and row["trips"] for row in left] == [n if n != 7 else None for n in range(40)]
+    left = await drivers.get_many([{"driver_id": n} for n in range(20)])
+    assert [row and row["trips"] for row in left] == [n if n != 7 else None for n in range(20)]

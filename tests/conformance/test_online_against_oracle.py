@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from builders import statuses, write
 from cases import Kind, kinds, next_example
-from hypothesis import given, settings
+from hypothesis import given
 from oracle import Oracle
 from strategies import (
     FEATURES,
@@ -124,7 +124,6 @@ class Both:
 
 
 @given(case=online_cases())
-@settings(max_examples=60)
 async def test_online_is_what_the_oracle_says_after_every_step(
     kinds_store: fs.FeatureStore, tmp_path: Path, case: OnlineCase
 ):

@@ -19,7 +19,7 @@ from builders import (
     write,
 )
 from cases import kinds, next_example
-from hypothesis import given, settings
+from hypothesis import given
 from oracle import Oracle
 from strategies import FEATURES, NOW, TTL, PointInTimeCase, point_in_time_cases
 
@@ -36,7 +36,6 @@ async def kinds_store(store: fs.FeatureStore) -> fs.FeatureStore:
 
 
 @given(case=point_in_time_cases())
-@settings(max_examples=60)
 async def test_a_training_set_is_what_the_oracle_says(
     kinds_store: fs.FeatureStore, tmp_path: Path, case: PointInTimeCase
 ):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import httpx
 import pytest
 from sqlalchemy.dialects import postgresql
 
@@ -135,7 +136,8 @@ class Reader:
     def _console(self, block: Block, where: str) -> None:
         """Run each line that begins with ``$``; what stands below it is its output."""
         for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-            command, expected = re.match(r"((?:.*\\\n)*.*\n)(.*)", part, re.S).groups()  # type: ignore[union-attr]
+            command = re.match(r"(.*\\\n)*.*\n", part)[0]  # type: ignore[index]
+            expected = part.removeprefix(command)
             done = subprocess.run(
                 ["bash", "-c", command],
                 cwd=self.folder,
@@ -183,15 +185,20 @@ def test_the_code_of_the_readme_runs_and_its_service_answers(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ):
     reader.follow(ROOT / "README.md")
-    from fastapi.testclient import TestClient
-
     monkeypatch.setenv("FEATURESTORE_URL", "sqlite:///drivers.db")
     import service  # type: ignore[import-not-found]  # the file that the page has just made
 
-    with TestClient(service.app) as client:
-        answer = client.get("/drivers/1001")
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(service.app)
+        async with (
+            service.app.router.lifespan_context(service.app),
+            httpx.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            return await client.get("/drivers/1001")
+
+    answer = asyncio.run(ask())
     assert answer.status_code == 200
-    assert answer.text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"answers `{answer.text}`" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -139,7 +139,8 @@ def training_set(
     """Write a training set: features as of each row's time.
 
     ENTITIES is a Parquet or CSV file with the join keys and a time. Every row and column of it
-    is kept, in order. FEATURES are view:feature, view:* or the name of one feature service.
+    is kept, in order. FEATURES are view:feature, view:* or the name of one feature service. The
+    share of the rows that found a value in each view is printed.
     """
     names, pairs = selections.split_words(features)
     if pairs:

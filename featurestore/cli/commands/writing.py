@@ -133,8 +133,7 @@ def _load_note(load: LoadReport) -> str:
 def _say_ingest(report: IngestReport) -> None:
     output.warn(report.warnings)
     if report.rows_rejected:
-        rows_rejected = plural(report.rows_rejected, "row")
-        output.warn([f"{rows_rejected} set aside: featurestore loads {report.view} --rejected"])
+        output.say(f"Why they were: featurestore loads {report.view} --rejected")
     rate = ""
     if report.rows_written >= WORTH_A_RATE:
         rate = f" ({report.rows_written / report.seconds:,.0f} rows/s)"
