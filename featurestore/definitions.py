@@ -57,24 +57,28 @@ _EMPTY: FrozenMap[str, str] = FrozenMap()
 def check_name(kind: str, name: object) -> str:
     """``name`` where it may be one, else a :class:`DefinitionError` that says why not."""
     if not isinstance(name, str):
-        raise DefinitionError(f"The name of a {kind} must be text, not {type(name).__name__}.")
+        raise DefinitionError(f"The name of {_a(kind)} must be text, not {type(name).__name__}.")
     if not _NAME.fullmatch(name):
         raise DefinitionError(
-            f"{name!r} cannot name a {kind}: names begin with a small letter and hold only "
+            f"{name!r} cannot name {_a(kind)}: names begin with a small letter and hold only "
             f"small letters, digits and single underscores."
         )
     if "__" in name:
-        raise DefinitionError(f"{name!r} cannot name a {kind}: '__' separates view and feature.")
+        raise DefinitionError(f"{name!r} cannot name {_a(kind)}: '__' separates view and feature.")
     if len(name) > MAX_NAME:
         raise DefinitionError(
-            f"{name!r} cannot name a {kind}: it has {len(name)} characters; {MAX_NAME} are the "
+            f"{name!r} cannot name {_a(kind)}: it has {len(name)} characters; {MAX_NAME} are the "
             f"most."
         )
     if name in _SYSTEM_COLUMNS:
         raise DefinitionError(
-            f"{name!r} cannot name a {kind}: databases use it for a system column."
+            f"{name!r} cannot name {_a(kind)}: databases use it for a system column."
         )
     return name
+
+
+def _a(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def _text(where: str, what: str, value: object) -> str:

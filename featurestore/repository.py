@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import sqlalchemy as sa
 
+from featurestore.context import Context
 from featurestore.errors import (
     DefinitionError,
     InvalidRow,
@@ -17,7 +19,9 @@ from featurestore.errors import (
     SchemaMismatchError,
 )
 from featurestore.ingest.writer import entity_text
-from featurestore.online.vectors import Status
+from featurestore.online.vectors import OnlineFeatures, Status
+from featurestore.reports import PushReport
+from featurestore.storage.dialect import Dialect
 from featurestore.storage.engine import Session
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT
@@ -29,12 +33,17 @@ from featurestore.types import (
     ValueMismatch,
 )
 
-if TYPE_CHECKING:
-    from featurestore.calls import Calls
-    from featurestore.context import Context
-    from featurestore.reports import PushReport
-
 SCAN_ROWS = 16_384
+
+
+class Calls(Protocol):
+    """What a repository asks of its store or transaction."""
+
+    async def push(self, view: str, rows: Any) -> PushReport: ...
+
+    async def get_online_features(
+        self, features: str, entity_rows: Sequence[Mapping[str, Any]]
+    ) -> OnlineFeatures: ...
 
 
 class FeatureRepository:
@@ -198,8 +207,12 @@ async def _batches(
     kinds = [kind for _, kind in _columns(view).values()]
     schema = _schema(view)
     async for rows in session.stream(query, size=size):
-        columns = zip(*rows, strict=True)
-        arrays = [
-            session.dialect.arrow(kind, column) for kind, column in zip(kinds, columns, strict=True)
-        ]
-        yield pa.record_batch(arrays, schema=schema)
+        yield await asyncio.to_thread(_batch, session.dialect, kinds, schema, rows)
+
+
+def _batch(
+    dialect: Dialect, kinds: Sequence[FeatureType], schema: pa.Schema, rows: Sequence[Sequence[Any]]
+) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    arrays = [dialect.arrow(kind, column) for kind, column in zip(kinds, columns, strict=True)]
+    return pa.record_batch(arrays, schema=schema)

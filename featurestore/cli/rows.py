@@ -25,23 +25,23 @@ SHOWN = 10
 
 
 def read_rows(file: str) -> list[dict[str, Any]]:
-    """The JSON objects of ``file`` (``-``: standard input): one per line, or one array."""
-    text, where = _read_text(file), name_of(file)
-    if text.lstrip()[:1] == "[":
-        found = _parse(text, where)
-        numbered = list(enumerate(found))
-        unit = "element"
-    else:
-        lines = enumerate(text.split("\n"), start=1)
-        numbered = [(n, _parse(line, f"line {n} of {where}")) for n, line in lines if line.strip()]
-        unit = "line"
-    for number, row in numbered:
+    """The JSON objects of ``file`` (``-``: standard input): one after the other, or in arrays."""
+    where = name_of(file)
+    rows: list[Any] = []
+    try:
+        for value in values.parse_json_stream(_read_text(file)):
+            rows += value if isinstance(value, list) else [value]
+    except json.JSONDecodeError as error:
+        raise SourceError(f"{where} is no JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{where} is no JSON that can be read: {error}.") from error
+    for number, row in enumerate(rows):
         if not isinstance(row, dict):
             raise SourceError(
-                f"{unit} {number} of {where} is no JSON object such as "
+                f"Row {number} of {where} is no JSON object such as "
                 f'{{"driver_id": 1001, "conv_rate": 0.5}}.'
             )
-    return [row for _, row in numbered]
+    return rows
 
 
 def _read_text(file: str) -> str:
@@ -52,15 +52,6 @@ def _read_text(file: str) -> str:
         raise SourceError(f"{name_of(file)} is no UTF-8 text: {error}.") from error
     except OSError as error:
         raise SourceError(f"{name_of(file)} cannot be read: {error.strerror}.") from error
-
-
-def _parse(text: str, where: str) -> Any:
-    try:
-        return values.parse_json(text)
-    except json.JSONDecodeError as error:
-        raise SourceError(f"{where} is no JSON: {error}.") from error
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} is no JSON that can be read: {error}.") from error
 
 
 def typed(found: list[dict[str, Any]], view: FeatureView, file: str) -> list[dict[str, Any]]:

@@ -45,8 +45,7 @@ trip_time = fs.FeatureService(
 # Next:
 #   featurestore plan
 #   featurestore apply
-#   echo '{"driver_id": 1001, "event_timestamp": "2030-01-31T12:00:00Z", "conv_rate": 0.5,
-#          "trips": 7, "languages": ["en"]}' | featurestore push driver_stats
+#   featurestore ingest driver_stats
 #   featurestore online trip_time driver_id=1001
 '''
 

@@ -23,7 +23,8 @@ import datetime as dt
 import decimal
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,9 +46,27 @@ class ExactFloat(float):
         return number
 
 
+_DECODER = json.JSONDecoder(parse_float=ExactFloat)
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
 def parse_json(text: str) -> Any:
     """The value of JSON ``text``; its floats keep their digits."""
-    return json.loads(text, parse_float=ExactFloat)
+    return _DECODER.decode(text)
+
+
+def parse_json_stream(text: str) -> Iterator[Any]:
+    """The values of ``text``, with only white space between them: JSON Lines, or any layout."""
+    position = _end_of_space(text, 0)
+    while position < len(text):
+        value, end = _DECODER.raw_decode(text, position)
+        yield value
+        position = _end_of_space(text, end)
+
+
+def _end_of_space(text: str, position: int) -> int:
+    space = _SPACE.match(text, position)
+    return space.end() if space else position
 
 
 # --- one value ----------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def conform_arrow(
 def check_schema(schema: pa.Schema, layout: Layout, columns: Mapping[str, str], where: str) -> None:
     """Raise :class:`SchemaMismatchError` for types that can never fit, before any row is read."""
     for name, source in columns.items():
-        empty = pa.array([], schema.field(source).type)
+        empty = pa.nulls(0, schema.field(source).type)
         _column(empty, name, layout.incoming[name], layout, where)
 
 

@@ -271,6 +271,23 @@ async def _arrow_batches(
         row += batch.num_rows
 
 
+_pandas_settled = False
+
+
+async def _conform(rows: list[Mapping[str, Any]], layout: Layout) -> Conformed:
+    """Check pushed rows where it costs least: here, or in a thread.
+
+    pyarrow imports pandas, where there is one, with the first array that it makes of Python
+    values. That takes a second: it happens in a thread.
+    """
+    global _pandas_settled
+    if _pandas_settled and len(rows) <= INLINE_ROWS:
+        return conform_rows(rows, layout)
+    conformed = await asyncio.to_thread(conform_rows, rows, layout)
+    _pandas_settled = True
+    return conformed
+
+
 async def push_rows(job: Job, rows: Any) -> LoadReport:
     """Write rows given as mappings, or as an Arrow-compatible table."""
     if is_arrow(rows):
@@ -285,10 +302,7 @@ async def push_rows(job: Job, rows: Any) -> LoadReport:
     rows = list(rows)
     async with job.begin() as (session, view):
         layout = Layout(view.view)
-        if len(rows) <= INLINE_ROWS:
-            conformed = conform_rows(rows, layout)
-        else:
-            conformed = await asyncio.to_thread(conform_rows, rows, layout)
+        conformed = await _conform(rows, layout)
 
         async def single() -> AsyncIterator[Conformed]:
             yield conformed

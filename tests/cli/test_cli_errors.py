@@ -67,9 +67,9 @@ def test_entities_that_cannot_be_are_wrong_use(run: Run, args: list[str], words:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("{", "line 1 of rows.json is no JSON"),
-        ('{"driver_id": 1}\n\n[1]', "line 3 of rows.json is no JSON object"),
-        ('[{"driver_id": 1}, 2]', "element 1 of rows.json is no JSON object"),
+        ("{", "rows.json is no JSON: Expecting property name"),
+        ('{"driver_id": 1}\n\n1', "Row 1 of rows.json is no JSON object"),
+        ('[{"driver_id": 1}, 2]', "Row 1 of rows.json is no JSON object"),
         ('{"driver": 1}', "'driver', which is no column of the view"),
         (
             '{"driver_id": 1, "event_timestamp": "soon", "conv_rate": 1, "trips": 1, "city": ""}',

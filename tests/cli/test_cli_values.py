@@ -54,6 +54,14 @@ def test_what_is_printed_as_json_reads_back_the_same(kind: types.FeatureType, va
     assert kind.python(read(kind, text)) == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"a": 1}\n{"a": 2}\n', '{"a": 1} {"a": 2}', '\n{\n  "a": 1\n}\n\n{\r\n "a": 2}'],
+)
+def test_objects_may_stand_on_lines_or_not(text: str) -> None:
+    assert list(values.parse_json_stream(text)) == [{"a": 1}, {"a": 2}]
+
+
 def test_nan_travels_as_text() -> None:
     text = json.dumps(values.to_json([math.nan]), allow_nan=False)
     assert text == '["NaN"]'

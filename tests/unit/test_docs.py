@@ -104,7 +104,7 @@ class Reader:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self._environment = environment
+        self.environment = environment
         self._names: dict[str, Any] = {"__name__": "__main__"}
 
     def follow(self, path: Path) -> None:
@@ -136,12 +136,12 @@ class Reader:
     def _console(self, block: Block, where: str) -> None:
         """Run each line that begins with ``$``; what stands below it is its output."""
         for part in re.split(r"^\$ ", block.text, flags=re.M)[1:]:
-            command = re.match(r"(.*\\\n)*.*\n", part)[0]  # type: ignore[index]
+            command = re.match(r"(.*\\\n)*.*\n", part)[0]
             expected = part.removeprefix(command)
             done = subprocess.run(
                 ["bash", "-c", command],
                 cwd=self.folder,
-                env=self._environment,
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -159,7 +159,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     for name in ("FEATURESTORE_URL", "FORCE_COLOR", "PYTEST_ADDOPTS"):
         monkeypatch.delenv(name, raising=False)
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    shown = {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": programs}
+    shown = {"COLUMNS": "80", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": programs}
     before = set(sys.modules)
     yield Reader(tmp_path, {**os.environ, **shown})
     for name in set(sys.modules) - before:
@@ -186,7 +186,7 @@ def test_the_code_of_the_readme_runs_and_its_service_answers(
 ):
     reader.follow(ROOT / "README.md")
     monkeypatch.setenv("FEATURESTORE_URL", "sqlite:///drivers.db")
-    import service  # type: ignore[import-not-found]  # the file that the page has just made
+    import service  # the file that the page has just made
 
     async def ask() -> httpx.Response:
         transport = httpx.ASGITransport(service.app)
@@ -202,8 +202,9 @@ def test_the_code_of_the_readme_runs_and_its_service_answers(
 
 
 @pytest.mark.slow
+@pytest.mark.allow_blocking  # the page shows what its own guard says of blocking
 def test_the_tests_of_the_page_on_testing_run(reader: Reader, featurestore_postgres: Any):
-    reader._environment["FEATURESTORE_TEST_URL"] = featurestore_postgres.url()
+    reader.environment["FEATURESTORE_TEST_URL"] = featurestore_postgres.url()
     reader.follow(ROOT / "docs" / "testing.md")
 
 
@@ -267,10 +268,12 @@ def test_the_quick_start_is_two_commands():
     assert blocks_of(ROOT / "README.md")[0].text == QUICK_START
 
 
-def test_the_checks_begin_as_the_quick_start_does():
+def test_the_checks_take_the_steps_of_the_quick_start():
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
-    for step in re.split(r" && |\n", QUICK_START.strip()):
-        assert step in script
+    for line in QUICK_START.splitlines():
+        install, _, command = line.rpartition(" && .uv/bin/uv ")
+        assert install in script
+        assert f'"$uv" {command}' in script.replace(' --project "$checkout"', "")
 
 
 def test_one_version_everywhere():

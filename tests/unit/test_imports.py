@@ -33,10 +33,6 @@ LAYERS = [
 ]
 RANKS = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-# Names that are only annotated with, never used, may point up where one thing makes the other
-# and each has to speak of the other.
-ANNOTATED_UPWARD = {("featurestore.repository", "featurestore.calls")}
-
 # Two halves of one thing, each of which imports the other while it runs.
 CYCLES_WITHIN_A_ROOM = {("featurestore.testing.loop_guard", "featurestore.testing._blocking")}
 
@@ -114,7 +110,6 @@ def test_imports_point_downward():
         for one in IMPORTS
         if room(one.module) != room(one.target)
         and RANKS[room(one.module)] <= RANKS[room(one.target)]
-        and not (one.for_types and (one.module, one.target) in ANNOTATED_UPWARD)
     ]
     assert upward == []
 
@@ -132,9 +127,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def test_the_exceptions_are_still_needed():
-    annotated = {(one.module, one.target) for one in IMPORTS if one.for_types}
     run = {(one.module, one.target) for one in IMPORTS if not one.for_types}
-    assert annotated >= ANNOTATED_UPWARD
     assert run >= CYCLES_WITHIN_A_ROOM
 
 

@@ -153,7 +153,7 @@ def _say_ingest(report: IngestReport) -> None:
 def push(settings: Settings, view: str, file: str) -> None:
     """Write rows into a view, readable online at once.
 
-    FILE (else standard input) has one JSON object per line, or one array of objects. Times and
+    FILE (else standard input) has JSON objects, one per line say, or an array of them. Times and
     dates are ISO 8601 text, decimals numbers or text, bytes base64 text; "NaN" and "Infinity"
     stand for the floats that JSON lacks. All rows are written or none.
     """
