@@ -76,6 +76,9 @@ class Dialect(Protocol):
     async def release(self, driver: Any) -> None:
         """Leave a borrowed connection as it came, before it goes back to its pool."""
 
+    def is_alive(self, driver: Any) -> bool:
+        """Whether a connection on which a call failed can be used further."""
+
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         """Begin a transaction to write, or one that reads a single ``snapshot``."""
 

@@ -117,11 +117,17 @@ class Session:
         self.driver = driver
         self.dialect = dialect
         self._lock = asyncio.Lock()
+        self._temporary = 0
 
     @property
     def label(self) -> str:
         """The database's name for people: its URL without the password."""
         return self.connection.engine.url.render_as_string(hide_password=True)
+
+    def temporary_name(self) -> str:
+        """A name for a temporary table that no other one of the session has."""
+        self._temporary += 1
+        return f"featurestore_temporary_{self._temporary}"
 
     async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
         """Run a Core statement and return SQLAlchemy's buffered result."""
@@ -238,21 +244,25 @@ class Database:
                 await self.dialect.prepare(session)
             yield session
         except BaseException:
-            await uninterrupted(self._give_back(connection))
+            await uninterrupted(self._give_back(connection, failed=True))
             raise
         if self._owned and not connection.in_transaction():
             await connection.close()  # no more than putting it back: nothing to interrupt
         else:
             await uninterrupted(self._give_back(connection))
 
-    async def _give_back(self, connection: AsyncConnection) -> None:
-        """Return a connection to its pool as it came; where that hangs or fails, drop it."""
+    async def _give_back(self, connection: AsyncConnection, *, failed: bool = False) -> None:
+        """Return a connection to its pool as it came; one that is broken or hangs is dropped."""
         try:
             async with asyncio.timeout(FINISH_SECONDS / 2):
                 await connection.rollback()
-                if not self._owned and not connection.invalidated:
-                    raw = await connection.get_raw_connection()
-                    await self.dialect.release(raw.driver_connection)
+                if not connection.invalidated:
+                    driver = (await connection.get_raw_connection()).driver_connection
+                    if failed and not self.dialect.is_alive(driver):
+                        # SQLAlchemy does not see what breaks beneath it.
+                        await connection.invalidate()
+                    elif not self._owned:
+                        await self.dialect.release(driver)
                 await connection.close()
         except (TimeoutError, SQLAlchemyError, OSError):
             await connection.invalidate()

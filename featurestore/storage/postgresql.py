@@ -64,6 +64,9 @@ class PostgreSQL:
     async def release(self, driver: Any) -> None:
         return None
 
+    def is_alive(self, driver: Any) -> bool:
+        return not driver.is_closed()
+
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # SQLAlchemy's adapter begins its transaction with the first statement that it runs
         # itself; a COPY on the driver's connection before that would stand outside of it.
@@ -122,7 +125,7 @@ class PostgreSQL:
         they go through a temporary table and a cast, in the session's zone, which is UTC."""
         naive = pg.ARRAY(pg.TIMESTAMP(timezone=False))
         staging = sa.Table(
-            "featurestore_staging",
+            session.temporary_name(),
             sa.MetaData(),
             *(
                 sa.Column(name, naive if _zoned_array(kind) else self.column_type(kind))

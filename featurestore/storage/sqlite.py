@@ -101,6 +101,9 @@ class SQLite:
     async def release(self, driver: Any) -> None:
         await _run(driver, lambda raw: setattr(raw, "isolation_level", ""))
 
+    def is_alive(self, driver: Any) -> bool:
+        return True
+
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # A transaction that begins by reading cannot always become a writer: begin as one.
         # Run through SQLAlchemy, which then knows that there is something to commit.

@@ -50,7 +50,7 @@ async def _upload(session: Session, entities: Entities, request: Request) -> sa.
     names = {column: f"k{i}" for i, column in enumerate(request.key_columns)}
     stored = {names.get(column, column): kind for column, kind in types.items()}
     table = sa.Table(
-        "featurestore_wanted",
+        session.temporary_name(),
         sa.MetaData(),
         *(
             sa.Column(

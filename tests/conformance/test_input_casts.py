@@ -203,23 +203,22 @@ FITTING_TABLE = with_keys({name: case.column for name, case in FITTING.items()},
 BACK = {name: case.back for name, case in FITTING.items()}
 
 
-@pytest.mark.parametrize("way", ["push", "ingest", "batches"])
-async def test_arrow_columns_that_fit_are_cast(store: fs.FeatureStore, way: str):
+async def test_columns_that_fit_are_cast(store: fs.FeatureStore, tmp_path: Path):
     await store.apply([FITTING_VIEW])
-    if way == "push":
-        await store.push("casts", FITTING_TABLE)
-    elif way == "ingest":
-        await store.ingest("casts", FITTING_TABLE)
-    else:  # many small batches
-        await store.ingest("casts", pa.Table.from_batches(FITTING_TABLE.to_batches(1)))
-    assert await values_of(store, FITTING_VIEW, 3) == BACK
-
-
-async def test_parquet_columns_that_fit_are_cast(store: fs.FeatureStore, tmp_path: Path):
-    await store.apply([FITTING_VIEW])
+    one_by_one = pa.Table.from_batches(FITTING_TABLE.to_batches(1))
     path = write_parquet(tmp_path / "casts.parquet", FITTING_TABLE, row_group_size=2)
-    await store.ingest("casts", path)
-    assert await values_of(store, FITTING_VIEW, 3) == BACK
+    ways = {
+        "push": lambda: store.push("casts", FITTING_TABLE),
+        "ingest": lambda: store.ingest("casts", FITTING_TABLE),
+        "batches": lambda: store.ingest("casts", one_by_one),
+        "parquet": lambda: store.ingest("casts", path),
+    }
+    with Cases() as cases:
+        for way, call in ways.items():
+            with cases.case(way):
+                await call()
+                found = await values_of(store, FITTING_VIEW, 3)
+                assert {name: found[name] for name in BACK if found[name] != BACK[name]} == {}
 
 
 async def test_keys_and_times_are_cast_as_features_are(store: fs.FeatureStore):
@@ -267,21 +266,26 @@ async def test_python_values_that_fit_are_taken(store: fs.FeatureStore):
     assert found == {f"f{number}": [back] for number, (*_, back) in enumerate(PYTHON_FITTING)}
 
 
-@pytest.mark.parametrize("library", ["pandas", "polars", "record batch", "reader"])
-async def test_any_arrow_compatible_table_is_taken(store: fs.FeatureStore, library: str):
+STATS = table_of(driver_stats(), [stats(1, hour(0), 0.5, 3), stats(2, hour(0), None, 4)])
+LIBRARIES: dict[str, Callable[[], Any]] = {
+    "pandas": STATS.to_pandas,
+    "polars": lambda: pl.from_arrow(STATS),
+    "record batch": lambda: STATS.to_batches()[0],
+    "reader": STATS.to_reader,
+}
+
+
+async def test_any_arrow_compatible_table_is_taken(store: fs.FeatureStore):
     await store.apply([driver_stats()])
-    table = table_of(driver_stats(), [stats(1, hour(0), 0.5, 3), stats(2, hour(0), None, 4)])
-    make: dict[str, Any] = {
-        "pandas": lambda: table.to_pandas(),
-        "polars": lambda: pl.from_arrow(table),
-        "record batch": lambda: table.to_batches()[0],
-        "reader": lambda: table.to_reader(),
-    }
-    await store.push("driver_stats", make[library]())
-    await store.ingest("driver_stats", make[library]())
-    rows = await store.repository("driver_stats").get_many([{"driver_id": 1}, {"driver_id": 2}])
-    assert [(row["conv_rate"], row["trips"]) for row in rows] == [(0.5, 3), (None, 4)]
-    assert await store.repository("driver_stats").count() == 4
+    with Cases() as cases:
+        for library, make in LIBRARIES.items():
+            with cases.case(library):
+                await store.push("driver_stats", make())
+                await store.ingest("driver_stats", make())
+    repository = store.repository("driver_stats")
+    found = [await repository.history(driver_id=number) for number in (1, 2)]
+    assert [table["trips"].to_pylist() for table in found] == [[3] * 8, [4] * 8]
+    assert [table["conv_rate"].to_pylist() for table in found] == [[0.5] * 8, [None] * 8]
 
 
 # --- what does not fit ------------------------------------------------------------------------
@@ -498,25 +502,24 @@ async def test_columns_may_stand_in_any_order(store: fs.FeatureStore, tmp_path: 
     )
 
 
-@pytest.mark.parametrize("column", ["driver_id", "event_timestamp", "trips"])
-async def test_a_missing_column_is_a_schema_mismatch(
-    store: fs.FeatureStore, tmp_path: Path, column: str
-):
+async def test_a_missing_column_is_a_schema_mismatch(store: fs.FeatureStore, tmp_path: Path):
     await store.apply([driver_stats()])
-    row = stats(1, hour(0))
-    table = table_of(driver_stats(), [row]).drop_columns([column])
-    path = write_parquet(tmp_path / "short.parquet", table)
-    del row[column]
-    for call in (
-        lambda: store.push("driver_stats", [row]),
-        lambda: store.push("driver_stats", [stats(2, hour(0)), row]),
-        lambda: store.push("driver_stats", table),
-        lambda: store.ingest("driver_stats", table),
-        lambda: store.ingest("driver_stats", path),
-        lambda: store.ingest("driver_stats", path, on_invalid="quarantine"),
-    ):
-        with pytest.raises(fs.SchemaMismatchError, match=column):
-            await call()
+    with Cases() as cases:
+        for column in ("driver_id", "event_timestamp", "trips"):
+            short = {name: value for name, value in stats(1, hour(0)).items() if name != column}
+            table = table_of(driver_stats(), [stats(1, hour(0))]).drop_columns([column])
+            calls = ways_in(store, driver_stats(), table, tmp_path) | {
+                "row": lambda short=short: store.push("driver_stats", [short]),
+                "second row": lambda short=short: store.push(
+                    "driver_stats", [stats(2, hour(0)), short]
+                ),
+            }
+            for way, call in calls.items():
+                with cases.case(way, column), pytest.raises(fs.SchemaMismatchError, match=column):
+                    await call()
+            path = tmp_path / "driver_stats.parquet"
+            with pytest.raises(fs.SchemaMismatchError, match=column):
+                await store.ingest("driver_stats", path, on_invalid="quarantine")
     assert await store.repository("driver_stats").count() == 0
     assert await store.loads() == []
 

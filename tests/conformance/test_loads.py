@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import pytest
 from builders import (
+    Cases,
     ago,
     driver_stats,
     entity_rows,
@@ -100,12 +102,16 @@ async def test_a_glob_picks_by_its_pattern(
     assert names(loaded) == ["day=1.parquet", "day=2.parquet"]
 
 
-@pytest.mark.parametrize("name", ["[1].parquet", "a*b.parquet", "ü ß.parquet", "50%.parquet"])
 async def test_a_file_with_an_odd_name_is_a_file(
-    store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path, name: str
+    store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path
 ):
-    assert names(await store.ingest("driver_stats", file(tmp_path, name, 1))) == [name]
-    assert await drivers.count() == 1
+    odd = ["[1].parquet", "a*b.parquet", "ü ß.parquet", "50%.parquet", "no_extension"]
+    with Cases() as cases:
+        for trips, name in enumerate(odd):
+            with cases.case(name):
+                path = file(tmp_path, name, trips)
+                assert names(await store.ingest("driver_stats", path)) == [name]
+    assert await drivers.count() == len(odd)
 
 
 async def test_many_files_at_once(
@@ -122,23 +128,28 @@ async def test_many_files_at_once(
 # --- input that is not what it should be ------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["missing", "glob", "no parquet", "cut", "empty file"])
 async def test_input_that_cannot_be_read_is_named(
-    store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path, what: str
+    store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path
 ):
-    path = tmp_path / "input.parquet"
-    if what == "glob":
-        path = tmp_path / "input*.parquet"
-    elif what == "cut":
-        whole = file(tmp_path, "whole.parquet", 1, rows=50)
-        content = read_bytes(whole)
-        write_bytes(path, content[: len(content) // 2])
-    elif what != "missing":
-        write_bytes(path, b"driver_id,trips\n1,2\n" * 10 if what == "no parquet" else b"")
-    with pytest.raises(fs.SourceError, match="input"):
-        await store.ingest("driver_stats", path)
-    with pytest.raises(fs.SourceError, match="input"):
-        await store.ingest("driver_stats", str(path), on_invalid="quarantine")
+    whole = read_bytes(file(tmp_path, "whole.parquet", 1, rows=50))
+    inputs = {
+        "missing.parquet": None,
+        "gl*b.parquet": None,
+        "text.parquet": b"driver_id,trips\n1,2\n" * 10,
+        "cut.parquet": whole[: len(whole) // 2],
+        "headless.parquet": whole[-len(whole) // 2 :],
+        "empty.parquet": b"",
+    }
+    with Cases() as cases:
+        for name, content in inputs.items():
+            if content is not None:
+                write_bytes(tmp_path / name, content)
+            for on_invalid in ("raise", "quarantine"):
+                with (
+                    cases.case(name, on_invalid),
+                    pytest.raises(fs.SourceError, match=re.escape(name)),
+                ):
+                    await store.ingest("driver_stats", tmp_path / name, on_invalid=on_invalid)
     assert await drivers.count() == 0
     assert await store.loads() == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ import pytest
 from builders import (
     DRIVER,
     ROUTE,
+    Cases,
     ago,
     calendar,
     driver_stats,
@@ -138,23 +140,21 @@ async def test_numpy_keys_from_a_frame_are_keys(stats_store: fs.FeatureStore):
     ]
 
 
-@pytest.mark.parametrize(
-    ("row", "error"),
-    [
-        ({}, fs.SchemaMismatchError),
-        ({"driver": 1}, fs.SchemaMismatchError),
-        ({"driver_id": "1"}, fs.SchemaMismatchError),
-        ({"driver_id": True}, fs.SchemaMismatchError),
-        ({"driver_id": 2**63}, fs.InvalidRowsError),
-        ({"driver_id": 1.5}, fs.InvalidRowsError),
-    ],
-    ids=str,
-)
-async def test_a_key_that_is_missing_or_does_not_fit_is_refused(
-    stats_store: fs.FeatureStore, row: dict, error: type[Exception]
-):
-    with pytest.raises(error, match="driver_id"):
-        await stats_store.get_online_features(["driver_stats:*"], [{"driver_id": 1}, row])
+WRONG_KEYS: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({}, fs.SchemaMismatchError),
+    ({"driver": 1}, fs.SchemaMismatchError),
+    ({"driver_id": "1"}, fs.SchemaMismatchError),
+    ({"driver_id": True}, fs.SchemaMismatchError),
+    ({"driver_id": 2**63}, fs.InvalidRowsError),
+    ({"driver_id": 1.5}, fs.InvalidRowsError),
+]
+
+
+async def test_a_key_that_is_missing_or_does_not_fit_is_refused(stats_store: fs.FeatureStore):
+    with Cases() as cases:
+        for row, error in WRONG_KEYS:
+            with cases.case(row), pytest.raises(error, match="driver_id"):
+                await stats_store.get_online_features(["driver_stats:*"], [{"driver_id": 1}, row])
 
 
 # --- what may be asked for --------------------------------------------------------------------
@@ -178,31 +178,31 @@ async def test_the_ways_of_naming_features_are_the_same(stats_store: fs.FeatureS
         ], features
 
 
-@pytest.mark.parametrize(
-    ("features", "name", "close"),
-    [
-        (["driver_stat:trips"], "driver_stat", "driver_stats"),
-        (["driver_stats:trip"], "trip", "trips"),
-        ([driver_stats("driver_state")], "driver_state", "driver_stats"),
-        ("modell", "modell", "model"),
-    ],
-    ids=["view", "feature", "object", "service"],
-)
-async def test_an_unknown_name_is_refused_with_the_closest_names(
-    stats_store: fs.FeatureStore, features, name: str, close: str
-):
+UNKNOWN: list[tuple[Any, str, str]] = [
+    (["driver_stat:trips"], "driver_stat", "driver_stats"),
+    (["driver_stats:trip"], "trip", "trips"),
+    ([driver_stats("driver_state")], "driver_state", "driver_stats"),
+    ("modell", "modell", "model"),
+]
+
+
+async def test_an_unknown_name_is_refused_with_the_closest_names(stats_store: fs.FeatureStore):
     view = driver_stats(ttl=dt.timedelta(days=1))
     await stats_store.apply([fs.FeatureService("model", features=[view])])
-    with pytest.raises(fs.NotFoundError, match=close) as caught:
-        await stats_store.get_online_features(features, [{"driver_id": 1}])
-    assert caught.value.name == name
-    assert close in caught.value.candidates
+    with Cases() as cases:
+        for features, name, close in UNKNOWN:
+            with cases.case(name):
+                with pytest.raises(fs.NotFoundError, match=close) as caught:
+                    await stats_store.get_online_features(features, [{"driver_id": 1}])
+                assert caught.value.name == name
+                assert close in caught.value.candidates
 
 
-@pytest.mark.parametrize("features", [["trips"], [7], ["driver_stats:"], [":trips"]], ids=repr)
-async def test_what_names_no_feature_is_refused(stats_store: fs.FeatureStore, features):
-    with pytest.raises((fs.FeatureStoreError, TypeError, ValueError)):
-        await stats_store.get_online_features(features, [{"driver_id": 1}])
+async def test_what_names_no_feature_is_refused(stats_store: fs.FeatureStore):
+    with Cases() as cases:
+        for features in (["trips"], [7], ["driver_stats:"], [":trips"]):
+            with cases.case(features), pytest.raises((fs.FeatureStoreError, TypeError)):
+                await stats_store.get_online_features(features, [{"driver_id": 1}])
 
 
 async def test_a_view_without_online_is_refused(store: fs.FeatureStore):

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 from builders import (
     ROUTE,
+    Cases,
     ago,
     driver_stats,
     entity_rows,
@@ -179,26 +180,22 @@ async def test_undoing_a_load_whose_rows_were_erased(
     assert await drivers.count() == 0
 
 
-@pytest.mark.parametrize(
-    ("keys", "error"),
-    [
-        ({}, fs.SchemaMismatchError),
-        ({"driver": 1}, (fs.SchemaMismatchError, fs.NotFoundError)),
-        ({"driver_id": "1"}, fs.SchemaMismatchError),
-        ({"driver_id": 1.5}, fs.InvalidRowsError),
-    ],
-    ids=str,
-)
-async def test_keys_that_are_not_the_views_are_refused(
-    drivers: fs.FeatureRepository, keys: dict, error: Any
-):
-    with pytest.raises(error):
-        await drivers.get(**keys)
-    if keys:
-        with pytest.raises(error):
-            await drivers.history(**keys)
-        with pytest.raises(error):
-            await drivers.delete(**keys)
+WRONG_KEYS: list[tuple[dict[str, Any], Any]] = [
+    ({"driver": 1}, (fs.SchemaMismatchError, fs.NotFoundError)),
+    ({"driver_id": 1, "region": "x"}, (fs.SchemaMismatchError, fs.NotFoundError)),
+    ({"driver_id": "1"}, fs.SchemaMismatchError),
+    ({"driver_id": 1.5}, fs.InvalidRowsError),
+]
+
+
+async def test_keys_that_are_not_the_views_are_refused(drivers: fs.FeatureRepository):
+    with pytest.raises(fs.SchemaMismatchError, match="driver_id"):
+        await drivers.get()
+    with Cases() as cases:
+        for keys, error in WRONG_KEYS:
+            for call in (drivers.get, drivers.history, drivers.delete):
+                with cases.case(call.__name__, keys), pytest.raises(error):
+                    await call(**keys)
     assert await drivers.count() == 4
 
 

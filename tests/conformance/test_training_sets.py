@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from builders import (
     AIRPORT,
+    Cases,
     driver_stats,
     entity_rows,
     hour,
@@ -73,23 +74,15 @@ async def test_extra_columns_are_kept_with_their_types(trips_store: fs.FeatureSt
     assert found["trips"].to_pylist() == TRIPS
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pa.timestamp("s", "UTC"),
-        pa.timestamp("ms"),
-        pa.timestamp("us", "Asia/Kolkata"),
-        pa.timestamp("ns", "UTC"),
-    ],
-    ids=str,
-)
-async def test_times_of_any_unit_and_zone_are_taken_and_given_back(
-    trips_store: fs.FeatureStore, kind: pa.DataType
-):
-    entities = ASKED.set_column(1, "event_timestamp", ASKED["event_timestamp"].cast(kind))
-    found = (await trips_store.get_historical_features(entities, ["driver_stats:trips"])).to_arrow()
-    assert found["trips"].to_pylist() == TRIPS
-    assert found.select(entities.column_names).equals(entities)
+async def test_times_of_any_unit_and_zone_are_taken_and_given_back(trips_store: fs.FeatureStore):
+    with Cases() as cases:
+        for unit, zone in (("s", "UTC"), ("ms", None), ("us", "Asia/Kolkata"), ("ns", "UTC")):
+            with cases.case(unit, zone):
+                times = ASKED["event_timestamp"].cast(pa.timestamp(unit, zone))
+                entities = ASKED.set_column(1, "event_timestamp", times)
+                found = await trips_store.get_historical_features(entities, ["driver_stats:trips"])
+                assert found.to_arrow()["trips"].to_pylist() == TRIPS
+                assert found.to_arrow().select(entities.column_names).equals(entities)
 
 
 async def test_nanoseconds_of_a_question_are_floored(trips_store: fs.FeatureStore):
@@ -102,11 +95,13 @@ async def test_nanoseconds_of_a_question_are_floored(trips_store: fs.FeatureStor
     assert [row["trips"] for row in rows] == [0, 1, 1]
 
 
-@pytest.mark.parametrize("kind", [pa.int8(), pa.uint32(), pa.float64()], ids=str)
-async def test_keys_are_cast_where_they_fit(trips_store: fs.FeatureStore, kind: pa.DataType):
-    entities = ASKED.set_column(0, "driver_id", ASKED["driver_id"].cast(kind))
-    found = (await trips_store.get_historical_features(entities, ["driver_stats:trips"])).to_arrow()
-    assert found["trips"].to_pylist() == TRIPS
+async def test_keys_are_cast_where_they_fit(trips_store: fs.FeatureStore):
+    with Cases() as cases:
+        for kind in (pa.int8(), pa.uint32(), pa.float64()):
+            with cases.case(kind):
+                entities = ASKED.set_column(0, "driver_id", ASKED["driver_id"].cast(kind))
+                found = await trips_store.get_historical_features(entities, ["driver_stats:trips"])
+                assert found.to_arrow()["trips"].to_pylist() == TRIPS
 
 
 async def test_dictionary_keys_are_keys(trips_store: fs.FeatureStore):
@@ -149,18 +144,14 @@ async def test_a_missing_key_column_is_an_error(trips_store: fs.FeatureStore):
         )
 
 
-@pytest.mark.parametrize(
-    ("column", "values"),
-    [("driver_id", ["1"]), ("driver_id", [True]), ("event_timestamp", ["2024-01-01"])],
-)
-async def test_a_column_of_a_wrong_type_is_an_error(
-    trips_store: fs.FeatureStore, column: str, values: list
-):
+async def test_a_column_of_a_wrong_type_is_an_error(trips_store: fs.FeatureStore):
+    wrong = {"driver_id": ["1"], "event_timestamp": ["2024-01-01"]}
     columns = {"driver_id": pa.array([1]), "event_timestamp": ASKED["event_timestamp"][:1]}
-    with pytest.raises(fs.SchemaMismatchError, match=column):
-        await trips_store.get_historical_features(
-            pa.table(columns | {column: pa.array(values)}), ["driver_stats:trips"]
-        )
+    with Cases() as cases:
+        for column, values in [*wrong.items(), ("driver_id", [True])]:
+            entities = pa.table(columns | {column: pa.array(values)})
+            with cases.case(column, values), pytest.raises(fs.SchemaMismatchError, match=column):
+                await trips_store.get_historical_features(entities, ["driver_stats:trips"])
 
 
 async def test_a_key_that_does_not_fit_is_an_error(trips_store: fs.FeatureStore):
@@ -299,13 +290,17 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("library", TABLES)
-async def test_any_table_may_ask(trips_store: fs.FeatureStore, library: str):
-    found = await trips_store.get_historical_features(TABLES[library], ["driver_stats:trips"])
-    order = TURNED if library == "pandas turned" else range(5)
-    assert found.to_arrow().column_names == ["driver_id", "event_timestamp", "word", "trips"]
-    assert found.to_arrow()["trips"].to_pylist() == [TRIPS[number] for number in order]
-    assert found.to_pandas()["word"].tolist() == [FRAME["word"][number] for number in order]
+async def test_any_table_may_ask(trips_store: fs.FeatureStore):
+    with Cases() as cases:
+        for library, table in TABLES.items():
+            order = TURNED if library == "pandas turned" else range(5)
+            with cases.case(library):
+                found = await trips_store.get_historical_features(table, ["driver_stats:trips"])
+                answer = found.to_arrow()
+                assert answer.column_names == ["driver_id", "event_timestamp", "word", "trips"]
+                assert answer["trips"].to_pylist() == [TRIPS[number] for number in order]
+                words = [FRAME["word"][number] for number in order]
+                assert found.to_pandas()["word"].tolist() == words
 
 
 async def test_a_reader_may_ask_and_is_read_once(trips_store: fs.FeatureStore):

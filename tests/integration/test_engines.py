@@ -146,3 +146,41 @@ def test_a_url_and_an_engine_are_one_too_many():
     engine = create_async_engine("sqlite+aiosqlite://")
     with pytest.raises(fs.DefinitionError, match="not both"):
         fs.FeatureStore("sqlite://", engine=engine)
+
+
+@pytest.mark.parametrize("featurestore_url", ["postgresql"], indirect=True)
+async def test_connections_that_the_server_closed_do_not_stay_in_the_pool(featurestore_url: str):
+    url = sa.make_url(featurestore_url)
+    async with fs.FeatureStore(url) as store, fs.FeatureStore(url) as other:
+        await store.apply(view)
+        await store.push(view, [ROW])
+        async with other.engine.connect() as admin:
+            terminated = await admin.execute(
+                sa.text(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity "
+                    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                )
+            )
+            assert terminated.scalar_one() >= 1
+        for _ in range(3):
+            try:
+                await store.get_online_features(["driver_stats:*"], [ROW])
+            except fs.StoreUnavailableError:
+                continue
+        await store.push(view, [{**ROW, "driver_id": 2}])
+        found = await store.get_online_features(["driver_stats:*"], [{"driver_id": 2}])
+        assert found.to_dicts() == [{"driver_id": 2, "trips": 3}]
+
+
+@pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
+async def test_streams_side_by_side_in_one_transaction(featurestore_url: str):
+    entities = [{"driver_id": 1, "event_timestamp": ROW["event_timestamp"]}]
+    async with fs.FeatureStore(featurestore_url) as store:
+        await store.apply(view)
+        async with store.transaction() as tx:
+            await tx.push(view, [ROW])
+            left_early = tx.stream_historical_features(entities, ["driver_stats:*"])
+            assert (await anext(left_early)).num_rows == 1
+            again = await tx.get_historical_features(entities, ["driver_stats:*"])
+            assert again.to_arrow().column("trips").to_pylist() == [3]
+            await left_early.aclose()
