@@ -197,6 +197,28 @@ async def test_one_bad_push_among_many_fails_alone(store: fs.FeatureStore):
     assert await store.repository("driver_stats").count() == 40
 
 
+async def test_bad_reads_among_many_fail_alone(store: fs.FeatureStore):
+    await store.apply([driver_stats(), weather()])
+    await store.push("driver_stats", [stats(n, hour(0), trips=n) for n in range(60)])
+    bad: dict[int, tuple[list[str], dict, type[Exception]]] = {
+        0: (["driver_stats:trips"], {"driver_id": "0"}, fs.SchemaMismatchError),
+        1: (["driver_stats:trip"], {"driver_id": 0}, fs.NotFoundError),
+        2: (["driver_stats:trips"], {"driver_id": 2**70}, fs.InvalidRowsError),
+        3: (["weather:temp"], {"airport": "\0"}, fs.FeatureStoreError),
+    }
+
+    async def one(number: int) -> None:
+        if number % 10 in bad:
+            features, row, error = bad[number % 10]
+            with pytest.raises(error):
+                await store.get_online_features(features, [row])
+            return
+        answer = await store.get_online_features(["driver_stats:trips"], [{"driver_id": number}])
+        assert answer.to_dicts() == [{"driver_id": number, "trips": number}]
+
+    await asyncio.gather(*(one(number) for number in range(60)))
+
+
 # --- cancelling -------------------------------------------------------------------------------
 
 

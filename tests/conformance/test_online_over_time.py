@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import (
@@ -11,6 +14,7 @@ from builders import (
     driver_stats,
     entity_rows,
     hour,
+    parquet,
     stats,
     table_of,
     training,
@@ -18,6 +22,7 @@ from builders import (
     weather,
     write,
 )
+from oracle import Draft, Oracle
 from strategies import WAYS
 
 import featurestore as fs
@@ -163,3 +168,56 @@ async def test_training_sees_a_row_ahead_at_its_time(store: fs.FeatureStore):
     asked = entity_rows((1, ahead), (1, ahead - dt.timedelta(microseconds=1)))
     rows = await training(store, asked, ["driver_stats:trips"])
     assert [row["trips"] for row in rows] == [5, None]
+
+
+# --- large loads, which may take a way of their own ---------------------------------------------
+
+MANY = 3000
+
+
+def many_rows(seed: int) -> list[dict[str, Any]]:
+    """Rows of 40 drivers with ties, some created times, and some rows ahead of the clock."""
+    dice = random.Random(seed)
+    moments = [hour(number) for number in range(6)] + [ago(days=-1)]
+    return [
+        stats(
+            dice.randrange(40),
+            dice.choice(moments),
+            trips=number,
+            created=dice.choice([None, hour(1), hour(2)]),
+        )
+        for number in range(MANY)
+    ]
+
+
+@pytest.mark.parametrize("way", ["push Arrow", "ingest Parquet"])
+async def test_large_loads_follow_the_same_rule(store: fs.FeatureStore, tmp_path: Path, way: str):
+    view = driver_stats(created_timestamp_field="created")
+    await store.apply([view])
+    oracle = Oracle(["trips"])
+    for seed in range(3):
+        rows = many_rows(seed)
+        if way == "push Arrow":
+            await store.push("driver_stats", table_of(view, rows))
+        else:
+            await store.ingest("driver_stats", parquet(tmp_path, view, rows, group=700))
+        drafts = [
+            Draft((r["driver_id"],), r["event_timestamp"], {"trips": r["trips"]}, r["created"])
+            for r in rows
+        ]
+        await asyncio.to_thread(oracle.write, drafts, ago())
+        expected = [oracle.online((n,), ago()).values["trips"] for n in range(41)]
+        assert await trips(store, *range(41)) == expected
+
+
+async def test_a_large_load_brings_rows_online_whose_time_has_come(
+    store: fs.FeatureStore, open_store
+):
+    strict = await open_store(**NO_SKEW)
+    await strict.apply([driver_stats()])
+    soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)
+    await strict.push("driver_stats", [stats(n, soon, trips=-1) for n in range(5)])
+    await until(soon)
+    rows = [stats(n, hour(0), trips=1) for n in range(2, MANY)]
+    await strict.ingest("driver_stats", table_of(driver_stats(), rows))
+    assert await trips(strict, 0, 1, 2, 3, 4, 5) == [None, None, -1, -1, -1, 1]

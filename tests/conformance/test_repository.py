@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,56 @@ async def test_delete_erases_an_entity_everywhere(
     assert (await training(store, asked, ["driver_stats:trips"]))[0]["trips"] is None
 
 
+async def test_delete_finds_rejected_rows_by_keys_of_any_type(store: fs.FeatureStore):
+    """Their keys came as other Arrow types, and are the same keys all the same."""
+    things = fs.FeatureView(
+        "things",
+        entities=[
+            fs.Entity(
+                "thing",
+                join_keys={
+                    "number": fs.Int64,
+                    "price": fs.Decimal(10, 2),
+                    "at": fs.Timestamp,
+                    "day": fs.Date,
+                    "digest": fs.Bytes,
+                    "name": fs.String,
+                    "flag": fs.Bool,
+                },
+            )
+        ],
+        fields=[fs.Field("x", fs.Int32)],
+        timestamp_field="event_timestamp",
+    )
+    await store.apply([things])
+    key = {
+        "number": 7,
+        "price": Decimal("1.5"),
+        "at": hour(0),
+        "day": dt.date(9999, 12, 31),
+        "digest": b"\xff\x00",
+        "name": "é\U0001f695",
+        "flag": True,
+    }
+    bad = pa.table(
+        {
+            "number": pa.array([7.0, 8.0]),
+            "price": pa.array([Decimal("1.5")] * 2, pa.decimal128(5, 1)),
+            "at": pa.array([hour(0)] * 2, pa.timestamp("ms", "Asia/Kolkata")),
+            "day": pa.array([key["day"]] * 2),
+            "digest": pa.array([key["digest"]] * 2, pa.large_binary()),
+            "name": pa.array([key["name"]] * 2).dictionary_encode(),
+            "flag": pa.array([True] * 2),
+            "event_timestamp": pa.array([hour(0)] * 2, fs.Timestamp.arrow),
+            "x": pa.array([2**40] * 2),
+        }
+    )
+    await store.ingest("things", bad, on_invalid="quarantine")
+    assert [row.row for row in await store.rejected()] == [0, 1]
+    await store.repository("things").delete(**key)
+    assert [row.row for row in await store.rejected()] == [1]
+
+
 async def test_what_is_erased_can_be_written_again(drivers: fs.FeatureRepository):
     await drivers.delete(driver_id=1)
     await drivers.upsert([stats(1, hour(-5), trips=5)])
@@ -211,6 +262,7 @@ async def test_a_composite_key_is_all_of_its_parts(store: fs.FeatureStore, tmp_p
         [{"origin": "jfk", "dest": "bos"}, {"origin": "bos", "dest": "jfk"}]
     )
     assert [row and row["minutes"] for row in found] == [60, None]
+    assert await routes.get_many([{"origin": None, "dest": "lax"}]) == [None]
     assert (await routes.history(origin="jfk", dest="lax"))["minutes"].to_pylist() == [330]
     await routes.delete(origin="jfk", dest="lax")
     assert sorted(row["minutes"] for row in await scanned(routes)) == [60, 300]

@@ -95,9 +95,13 @@ def test_a_transaction_commits_as_one_or_not_at_all(sync_store: fs.sync.FeatureS
         assert tx.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
     assert sync_store.repository(view).count() == 1
 
-    with pytest.raises(ZeroDivisionError), sync_store.transaction() as tx:
-        tx.push(view, [row(1, 6, hours=1)])
-        raise ZeroDivisionError
+    def fail() -> None:
+        with sync_store.transaction() as tx:
+            tx.push(view, [row(1, 6, hours=1)])
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
 
 
