@@ -7,7 +7,7 @@ of their own, and what they share is imported by its bare name (``import oracle`
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 pytest_plugins = ["pytester"]
 
@@ -20,6 +20,8 @@ settings.register_profile(
         HealthCheck.too_slow,
         HealthCheck.data_too_large,
     ],
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # minutes, with a database
+    report_multiple_bugs=False,
     print_blob=True,
 )
 settings.register_profile(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from featurestore.cli.options import Settings
-from featurestore.errors import StoreUnavailableError
 
 if TYPE_CHECKING:
     from featurestore.store import FeatureStore
@@ -35,18 +33,6 @@ def open_store(settings: Settings) -> FeatureStore:
 def run(work: Coroutine[Any, Any, T], kept: Callable[[], str] | str) -> T:
     """Run ``work`` to its end; on Ctrl-C it is cancelled, cleans up, and ``kept`` is told."""
     try:
-        return asyncio.run(_settled(work))
+        return asyncio.run(work)
     except KeyboardInterrupt:
         raise Interrupted(kept if isinstance(kept, str) else kept()) from None
-
-
-async def _settled(work: Coroutine[Any, Any, T]) -> T:
-    try:
-        return await work
-    except StoreUnavailableError:
-        # aiosqlite does not wait for the thread of a connection that could not be opened: it
-        # answers once more, and if the loop is closed by then that prints a traceback.
-        for thread in threading.enumerate():
-            if "_connection_worker_thread" in thread.name:
-                await asyncio.to_thread(thread.join, 1.0)
-        raise

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import pyarrow as pa
+import sqlalchemy as sa
 
 from featurestore.errors import InvalidRow, InvalidRowsError, SourceError
 from featurestore.ingest.conform import Conformed, Rejected, as_json, future, stamp
@@ -19,7 +20,7 @@ from featurestore.storage.engine import Session
 from featurestore.storage.ledger import has_pending
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.rule import keys_written, settle_conflict, take_online
-from featurestore.storage.tables import load, quarantine
+from featurestore.storage.tables import key_index, load, quarantine
 
 OnInvalid = Literal["raise", "quarantine"]
 
@@ -71,7 +72,8 @@ class Writer:
     async def begin(self, rows: int | None) -> None:
         """Take the time and the arrivals, for ``rows`` rows at the most where that is known."""
         dialect = self.session.dialect
-        self.started_at = await dialect.now(self.session)
+        index = key_index(self.view.history)
+        self.started_at, self._unindexed = await dialect.begin_load(self.session, index)
         blocks = blocks_for(rows)
         self.load_id = await dialect.allocate(self.session, blocks)
         self._room = blocks * BLOCK
@@ -85,6 +87,8 @@ class Writer:
         while not self._exhausted:
             await self.session.insert(self.view.history, self._stamped(batches), stored)
             await self._set_aside()
+        if self._unindexed and self.rows_written:
+            await self.session.execute(sa.schema.CreateIndex(key_index(self.view.history)))
         if self.rows_written:
             await self._refresh_online()
         if self.rows_written >= ANALYZE_ROWS:

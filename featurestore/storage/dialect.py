@@ -76,7 +76,7 @@ class Dialect(Protocol):
     async def release(self, driver: Any) -> None:
         """Leave a borrowed connection as it came, before it goes back to its pool."""
 
-    def is_alive(self, driver: Any) -> bool:
+    async def is_alive(self, driver: Any) -> bool:
         """Whether a connection on which a call failed can be used further."""
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
@@ -91,6 +91,12 @@ class Dialect(Protocol):
 
     async def now(self, session: Session) -> dt.datetime:
         """The database's clock, aware, at this moment."""
+
+    async def begin_load(self, session: Session, index: sa.Index) -> tuple[dt.datetime, bool]:
+        """The database's clock, and whether ``index`` is still to be made.
+
+        Where it is, no other load of its table is under way until this transaction ends.
+        """
 
     async def allocate(self, session: Session, blocks: int) -> int:
         """The number of the first of ``blocks`` consecutive blocks of arrivals."""

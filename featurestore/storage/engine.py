@@ -71,9 +71,15 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
     sqlite = url.get_backend_name() == "sqlite"
     # A database in memory lives in its one connection, so that one is handed around.
     in_memory = sqlite and url.database in (None, "", ":memory:")
+    options: dict[str, Any] = {}
+    if sqlite:
+        from featurestore.storage.sqlite import open_connection
+
+        options["connect_args"] = {"async_creator_fn": open_connection}
     try:
         return create_async_engine(
             url,
+            **options,
             poolclass=AsyncAdaptedQueuePool,
             pool_size=1 if in_memory else POOL_SIZE,
             max_overflow=0,
@@ -258,7 +264,7 @@ class Database:
                 await connection.rollback()
                 if not connection.invalidated:
                     driver = (await connection.get_raw_connection()).driver_connection
-                    if failed and not self.dialect.is_alive(driver):
+                    if failed and not await self.dialect.is_alive(driver):
                         # SQLAlchemy does not see what breaks beneath it.
                         await connection.invalidate()
                     elif not self._owned:

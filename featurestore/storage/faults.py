@@ -69,9 +69,11 @@ def translate(error: BaseException, database: str) -> FeatureStoreError:
         return StoreUnavailableError(f"{database} refuses the connection: {root}.")
     if state.startswith(_PASSING):
         return StoreUnavailableError(f"{database} broke off: {root}. Trying again may help.")
-    # asyncpg has one class for misuse and for connections that are gone.
-    closed = type(root).__name__ == "InterfaceError" and "clos" in str(root)
-    if closed or isinstance(root, OSError):
+    # asyncpg has one class for misuse and for connections that are gone, and loses count of its
+    # own states where one goes in the middle of a call.
+    kind = type(root).__name__
+    gone = kind == "InternalClientError" or (kind == "InterfaceError" and "clos" in str(root))
+    if gone or isinstance(root, OSError):
         return StoreUnavailableError(
             f"{database} cannot be reached: {str(root) or type(root).__name__}. Is it running, "
             f"and is the URL right?"

@@ -8,6 +8,7 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pgpq
 import pgpq.encoders
 import pgpq.schema
@@ -34,6 +35,17 @@ if TYPE_CHECKING:
 ENCODE_ROWS = 8_192
 """Rows per encoder call. pgpq holds the GIL while it encodes, so this bounds the loop's stall:
 8 ms with 8,192 rows of 11 columns against 22 ms with 65,536, at the same speed."""
+
+ALIVE_SECONDS = 5.0
+"""How long a connection on which a call failed has to prove that it still works."""
+
+_BROKEN = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+)
 
 _VIEW_LOCK = 0x6673_0001  # "fs": the class of this library's two-part advisory locks
 _CONSECUTIVE_TRIES = 50
@@ -64,8 +76,13 @@ class PostgreSQL:
     async def release(self, driver: Any) -> None:
         return None
 
-    def is_alive(self, driver: Any) -> bool:
-        return not driver.is_closed()
+    async def is_alive(self, driver: Any) -> bool:
+        # A connection that the server has ended can look open until it is used.
+        try:
+            await driver.execute("SELECT 1", timeout=ALIVE_SECONDS)
+        except _BROKEN:
+            return False
+        return True
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # SQLAlchemy's adapter begins its transaction with the first statement that it runs
@@ -87,6 +104,20 @@ class PostgreSQL:
         moment = (await session.execute(sa.select(sa.func.clock_timestamp()))).scalar_one()
         assert isinstance(moment, dt.datetime)
         return moment
+
+    async def begin_load(self, session: Session, index: sa.Index) -> tuple[dt.datetime, bool]:
+        quoted = session.connection.dialect.identifier_preparer.quote(str(index.name))
+        missing = sa.func.to_regclass(quoted).is_(None)
+        query = sa.select(sa.func.clock_timestamp(), missing)
+        now, lacking = (await session.execute(query)).one()
+        if lacking:
+            # Two first loads that both wait to make the index would deadlock: one at a time, from
+            # before its rows. Whoever waited finds the index made.
+            assert index.table is not None
+            table = _quoted(session, index.table)
+            await session.execute(sa.text(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+            now, lacking = (await session.execute(query)).one()
+        return now, bool(lacking)
 
     async def allocate(self, session: Session, blocks: int) -> int:
         # nextval is atomic one value at a time, so others may take numbers in between: where
@@ -157,8 +188,7 @@ class PostgreSQL:
             yield chunk
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
-        quoted = session.connection.dialect.identifier_preparer.format_table(table)
-        await session.execute(sa.text(f"ANALYZE {quoted}"))
+        await session.execute(sa.text(f"ANALYZE {_quoted(session, table)}"))
 
     def column_type(self, kind: FeatureType) -> sa.types.TypeEngine[Any]:
         if isinstance(kind, DecimalType):
@@ -287,6 +317,10 @@ def _online_query(dialect: PostgreSQL, lookups: Lookups) -> sa.Select[Any]:
         columns += [dialect.read(kind, table.c[name]) for name, kind in lookup.features]
     labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]
     return sa.select(*labelled).select_from(joined).order_by(rows.c.position)
+
+
+def _quoted(session: Session, table: sa.Table) -> str:
+    return session.connection.dialect.identifier_preparer.format_table(table)
 
 
 def _key_text(kind: FeatureType, value: Any) -> str | None:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
+import aiosqlite
 import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
@@ -51,6 +52,9 @@ BUSY_MILLISECONDS = 30_000
 INSERT_ROWS = 16_384
 """Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
 
+THREAD_SECONDS = 1.0
+"""How long the thread of a connection that failed to open is waited for: it has nothing to do."""
+
 _EPOCH_DAY = EPOCH.date().toordinal()
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
@@ -65,6 +69,21 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "date": sa.Integer(),
     "json": sa.Text(),
 }
+
+
+async def open_connection(*arguments: Any, **options: Any) -> aiosqlite.Connection:
+    """An aiosqlite connection that leaves no thread behind where it cannot be opened.
+
+    aiosqlite does not wait for that thread: it answers once more, and if the loop is closed by
+    then prints a traceback.
+    """
+    connection = aiosqlite.connect(*arguments, **options)
+    connection._thread.daemon = True  # as SQLAlchemy has it: a forgotten store ends no process
+    try:
+        return await connection
+    except BaseException:
+        await asyncio.to_thread(connection._thread.join, THREAD_SECONDS)
+        raise
 
 
 class SQLite:
@@ -101,7 +120,7 @@ class SQLite:
     async def release(self, driver: Any) -> None:
         await _run(driver, lambda raw: setattr(raw, "isolation_level", ""))
 
-    def is_alive(self, driver: Any) -> bool:
+    async def is_alive(self, driver: Any) -> bool:
         return True
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
@@ -117,6 +136,11 @@ class SQLite:
 
     async def now(self, session: Session) -> dt.datetime:
         return dt.datetime.now(dt.UTC)  # SQLite's clock is this machine's, cut to milliseconds
+
+    async def begin_load(self, session: Session, index: sa.Index) -> tuple[dt.datetime, bool]:
+        sql = "SELECT count(*) FROM sqlite_master WHERE type = 'index' AND name = ?"
+        rows = await self.rows(session, sql, [index.name])
+        return await self.now(session), not rows[0][0]
 
     async def allocate(self, session: Session, blocks: int) -> int:
         statement = (

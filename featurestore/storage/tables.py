@@ -185,6 +185,11 @@ def index_name(table: str) -> str:
     return _fit(f"ix_{table}")
 
 
+def key_index(history: sa.Table) -> sa.Index:
+    """The index on the keys and times of a history table."""
+    return next(index for index in history.indexes if index.name == index_name(history.name))
+
+
 def arrival_index_name(table: str) -> str:
     """The name of the index that finds a load's rows in a history table."""
     return _fit(f"ix_{table}__arrival")
@@ -205,8 +210,9 @@ def history_table(
 ) -> sa.Table:
     """The declaration of a view's history table.
 
-    The index on keys and event time serves point-in-time reads; the arrival, which is SQLite's
-    row number and has a BRIN index on PostgreSQL, serves undo.
+    The index on keys and event time serves point-in-time reads (:func:`key_index`; made by the
+    first load, after its rows). The arrival, which is SQLite's row number and has a BRIN index on
+    PostgreSQL, serves undo.
     """
     sqlite = dialect.single_writer
     table = sa.Table(

@@ -283,6 +283,42 @@ async def test_an_ingest_that_is_cancelled_at_any_moment_is_whole_or_nothing(
     assert await repository.count() == 2000
 
 
+async def test_a_cancelled_push_leaves_no_lock_behind(store: fs.FeatureStore):
+    """Not even while somebody still holds the cancelled task and what it raised."""
+    await store.apply([driver_stats()])
+    row = stats(1, hour(0))
+    dice = random.Random(2)
+    cancelled = []
+    for _ in range(30):
+        push = asyncio.create_task(store.push("driver_stats", [row]))
+        await asyncio.sleep(dice.uniform(0, 0.005))
+        push.cancel()
+        await asyncio.wait([push])
+        cancelled.append(push)
+        async with asyncio.timeout(5):
+            await store.push("driver_stats", [row])
+    count = await store.repository("driver_stats").count()
+    assert count == len(await store.loads()) >= 30
+
+
+async def test_a_cancelled_push_that_waits_for_another_writer_ends_at_once(
+    store: fs.FeatureStore, open_store
+):
+    await store.apply([driver_stats()])
+    other = await open_store()
+    async with other.transaction() as tx:
+        await tx.push("driver_stats", [stats(1, hour(0), trips=1)])
+        waiting = asyncio.create_task(store.push("driver_stats", [stats(1, hour(1), trips=2)]))
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "nothing was waited for: the test proves nothing"
+        waiting.cancel()
+        done, _ = await asyncio.wait([waiting], timeout=3)
+    await asyncio.wait([waiting])
+    assert done, "the cancelled call went on waiting"
+    assert waiting.cancelled()
+    assert (await store.repository("driver_stats").history(driver_id=1))["trips"].to_pylist() == [1]
+
+
 async def test_cancelled_pushes_and_reads_disturb_nobody(store: fs.FeatureStore):
     await store.apply([driver_stats()])
     await store.push("driver_stats", [stats(0, hour(0), trips=0)])

@@ -175,7 +175,10 @@ async def test_a_file_damaged_in_the_middle_leaves_nothing(
 async def test_of_several_files_those_before_the_failing_one_stay(
     store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path
 ):
-    good = [file(tmp_path, name, 1, rows=2) for name in ("a.parquet", "b.parquet")]
+    good = [
+        file(tmp_path, name, driver, rows=2)
+        for driver, name in ((1, "a.parquet"), (11, "b.parquet"))
+    ]
     bad = parquet(tmp_path, driver_stats(), [stats(None, hour(0))], "bad.parquet")
     after = file(tmp_path, "z.parquet", 2, rows=3)
     with pytest.raises(fs.InvalidRowsError, match=r"bad\.parquet"):

@@ -175,19 +175,22 @@ async def test_training_sees_a_row_ahead_at_its_time(store: fs.FeatureStore):
 MANY = 3000
 
 
-def many_rows(seed: int) -> list[dict[str, Any]]:
-    """Rows of 40 drivers with ties, some created times, and some rows ahead of the clock."""
-    dice = random.Random(seed)
-    moments = [hour(number) for number in range(6)] + [ago(days=-1)]
-    return [
-        stats(
-            dice.randrange(40),
-            dice.choice(moments),
-            trips=number,
-            created=dice.choice([None, hour(1), hour(2)]),
-        )
-        for number in range(MANY)
-    ]
+def many_rows(load: int) -> list[dict[str, Any]]:
+    """Rows of 40 drivers with ties and some created times.
+
+    For some drivers they are newer than those of the load before, for others older; the last
+    load has some that are ahead of the clock.
+    """
+    dice = random.Random(load)
+    rows = []
+    for number in range(MANY):
+        driver = dice.randrange(40)
+        moment = hour(dice.randrange((driver + 3 * load) % 7 + 1))
+        if load == 2 and number % 50 == 0:
+            moment = ago(days=-1)
+        created = dice.choice([None, hour(1), hour(2)])
+        rows.append(stats(driver, moment, trips=number + MANY * load, created=created))
+    return rows
 
 
 @pytest.mark.parametrize("way", ["push Arrow", "ingest Parquet"])
@@ -195,8 +198,8 @@ async def test_large_loads_follow_the_same_rule(store: fs.FeatureStore, tmp_path
     view = driver_stats(created_timestamp_field="created")
     await store.apply([view])
     oracle = Oracle(["trips"])
-    for seed in range(3):
-        rows = many_rows(seed)
+    for load in range(3):
+        rows = many_rows(load)
         if way == "push Arrow":
             await store.push("driver_stats", table_of(view, rows))
         else:
