@@ -148,7 +148,7 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 async def read_chunks(reader: RangeReader, chunks: Chunks) -> dict[int, bytes]:
     """The bytes of a row group's needed chunks, by offset."""
-    return {offset: await reader.read(offset, length) for offset, length in chunks.ranges}
+    return await reader.read_ranges(chunks.ranges)
 
 
 async def content_digest(reader: RangeReader, plan: Sequence[Chunks]) -> str:

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from featurestore.errors import FeatureStoreError, SchemaMismatchError, SourceError
 from featurestore.ingest.conform import Conformed, check_schema, conform_arrow, conform_rows
+from featurestore.ingest.http import open_url
 from featurestore.ingest.layout import Layout
 from featurestore.ingest.parquet import (
     BATCH_ROWS,
@@ -29,6 +30,7 @@ from featurestore.ingest.parquet import (
 )
 from featurestore.ingest.progress import OnProgress, Progress
 from featurestore.ingest.ranges import RangeReader, open_file
+from featurestore.ingest.sources import is_url, without_secrets
 from featurestore.ingest.writer import OnInvalid, Writer
 from featurestore.reports import LoadReport
 from featurestore.storage.engine import Session
@@ -114,21 +116,26 @@ async def load_files(job: Job, paths: Sequence[str]) -> list[LoadReport]:
             if len(paths) > 1:
                 done = sum(not report.skipped for report in reports)
                 error.add_note(
-                    f"File {index + 1} of {len(paths)} failed: {path}. {done} before it "
-                    f"were loaded and stay; those after it were not begun."
+                    f"File {index + 1} of {len(paths)} failed: {without_secrets(path)}. {done} "
+                    f"before it were loaded and stay; those after it were not begun."
                 )
             raise
     return reports
 
 
+def open_source(path: str) -> AbstractAsyncContextManager[RangeReader]:
+    """A file or URL, open for reading ranges; :class:`SourceError` where it cannot be."""
+    return open_url(path) if is_url(path) else open_file(path)
+
+
 async def _load_file(job: Job, path: str, index: int, count: int) -> LoadReport:
-    async with open_file(path) as reader:
+    async with open_source(path) as reader:
         footer = await read_footer(reader)
         async with job.begin() as (session, view):
             layout = Layout(view.view)
-            columns = layout.locate(footer.schema, job.mapping, path)
-            check_schema(footer.schema, layout, columns, path)
-            plan = plan_chunks(footer, list(columns.values()), path, reader.size)
+            columns = layout.locate(footer.schema, job.mapping, reader.name)
+            check_schema(footer.schema, layout, columns, reader.name)
+            plan = plan_chunks(footer, list(columns.values()), reader.name, reader.size)
             load = _FileLoad(job, reader, footer, plan, columns, index, count)
             return await load.run(session, view)
 

@@ -1,4 +1,4 @@
-"""What an ingest was asked to load, as a list of files in path order."""
+"""What an ingest was asked to load, as a list of files in path order and of URLs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from featurestore.errors import SourceError
 
@@ -14,8 +15,25 @@ _SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = frozenset("*?[")
 
 
+def is_url(path: str) -> bool:
+    """Whether ``path`` is a URL that can be read."""
+    return path.lower().startswith(("http://", "https://"))
+
+
+def without_secrets(path: str) -> str:
+    """A URL without user, password, fragment and the values of its query; a path as it is."""
+    scheme, found, rest = path.partition("://")
+    if not found:
+        return path
+    address, asked, query = rest.partition("#")[0].partition("?")
+    host, slash, place = address.partition("/")
+    named = (one.partition("=") for one in query.split("&") if one)
+    hidden = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in named)
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}{asked}{hidden}"
+
+
 async def resolve_paths(paths: Sequence[str]) -> list[str]:
-    """The files that paths, globs and folders name, those of each in path order.
+    """The files that paths, globs and folders name, those of each in path order, and URLs.
 
     Names that begin with ``_`` or ``.`` inside a folder or glob are passed over. Raises
     :class:`SourceError` for a path that is not there and a glob or folder that holds nothing.
@@ -24,10 +42,13 @@ async def resolve_paths(paths: Sequence[str]) -> list[str]:
 
 
 def _resolve(path: str) -> Iterable[str]:
+    if is_url(path):
+        return [_checked(path)]
     if "://" in path:
         scheme = path.partition("://")[0]
         raise SourceError(
-            f"{path}: {scheme}:// cannot be read by this version. Download the file first."
+            f"{without_secrets(path)}: {scheme}:// cannot be read by this version, http:// and "
+            f"https:// can. Download the file first."
         )
     try:
         if os.path.isdir(path):
@@ -41,6 +62,20 @@ def _resolve(path: str) -> Iterable[str]:
     if _MAGIC & set(path):
         return _glob(path)
     raise SourceError(f"{path}: there is no such file or folder (looked from {os.getcwd()}).")
+
+
+def _checked(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        if parts.hostname and parts.port != 0:
+            return url
+    except ValueError:
+        pass
+    # What is wrong may be in the password: nothing before the last @ is shown.
+    raise SourceError(
+        f"…{without_secrets('://' + url.rpartition('@')[2].rpartition('://')[2])} is no valid URL. "
+        f"It needs a host; / ? # @ in a password are written as %2F %3F %23 %40."
+    )
 
 
 def _folder(path: str) -> list[str]:

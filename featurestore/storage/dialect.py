@@ -8,9 +8,9 @@ found. A third database is one more module like ``postgresql.py`` and ``sqlite.p
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -19,6 +19,8 @@ from featurestore.types import FeatureType
 
 if TYPE_CHECKING:
     from featurestore.storage.engine import Session
+
+T = TypeVar("T")
 
 Types = Mapping[str, FeatureType]
 Match = Callable[[sa.FromClause], Sequence[sa.ColumnElement[bool]]]
@@ -78,6 +80,9 @@ class Dialect(Protocol):
 
     async def is_alive(self, driver: Any) -> bool:
         """Whether a connection on which a call failed can be used further."""
+
+    async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
+        """Await a call of SQLAlchemy's, such that a cancelled caller leaves no lock behind."""
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         """Begin a transaction to write, or one that reads a single ``snapshot``."""

@@ -17,7 +17,12 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncConnection,
+    AsyncEngine,
+    AsyncTransaction,
+    create_async_engine,
+)
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from featurestore.errors import DefinitionError
@@ -138,12 +143,13 @@ class Session:
     async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
         """Run a Core statement and return SQLAlchemy's buffered result."""
         async with self._alone():
-            return await self.connection.execute(statement, parameters)
+            work = self.connection.execute(statement, parameters)
+            return await self.dialect.finish(self.driver, work)
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
         """Run code written for SQLAlchemy's synchronous connection, as Alembic's is."""
         async with self._alone():
-            return await self.connection.run_sync(work)
+            return await self.dialect.finish(self.driver, self.connection.run_sync(work))
 
     async def insert(
         self, table: sa.Table, batches: AsyncIterator[pa.RecordBatch], types: Types
@@ -190,8 +196,12 @@ class Session:
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """What fails inside is taken back, the transaction around it goes on."""
-        with translated(self.label):
-            nested = await self.connection.begin_nested()
+
+        async def begin() -> AsyncTransaction:
+            return await self.connection.begin_nested()
+
+        async with self._alone():
+            nested = await self.dialect.finish(self.driver, begin())
         try:
             yield
         except BaseException:
@@ -199,7 +209,7 @@ class Session:
                 await uninterrupted(nested.rollback())
             raise
         with translated(self.label):
-            await nested.commit()
+            await uninterrupted(nested.commit())
 
     def compile(
         self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 import pgpq
@@ -31,6 +31,8 @@ from featurestore.types import (
 
 if TYPE_CHECKING:
     from featurestore.storage.engine import Session
+
+T = TypeVar("T")
 
 ENCODE_ROWS = 8_192
 """Rows per encoder call. pgpq holds the GIL while it encodes, so this bounds the loop's stall:
@@ -83,6 +85,10 @@ class PostgreSQL:
         except _BROKEN:
             return False
         return True
+
+    async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
+        # A cancelled connection is closed by SQLAlchemy, and the server lets go of its locks.
+        return await work
 
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # SQLAlchemy's adapter begins its transaction with the first statement that it runs

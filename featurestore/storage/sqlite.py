@@ -13,7 +13,7 @@ import datetime as dt
 import decimal
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
+from sqlalchemy.exc import OperationalError
 
 from featurestore.storage.dialect import Found, FoundRow, Lookup, Lookups, Match, Types
 from featurestore.storage.tables import ARRIVAL, EVENT, counter, newest_first, project
@@ -46,8 +47,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BUSY_MILLISECONDS = 30_000
+BUSY_MILLISECONDS = 1_000
+"""How long SQLite itself waits for a lock: nothing can interrupt it meanwhile."""
+
+WRITER_SECONDS = 30.0
 """How long a writer waits for another process to finish writing."""
+
+INTERRUPT_SECONDS = 0.05
+"""How long after an interrupt a statement is interrupted again: it may have begun since."""
 
 INSERT_ROWS = 16_384
 """Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
@@ -123,10 +130,34 @@ class SQLite:
     async def is_alive(self, driver: Any) -> bool:
         return True
 
+    async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
+        # SQLAlchemy drops a connection whose call is cancelled, but its thread goes on, and its
+        # locks stay for as long as anybody holds the traceback: so the call is brought to an end.
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            while not task.done():
+                await driver.interrupt()
+                await asyncio.wait([task], timeout=INTERRUPT_SECONDS)
+            if not task.cancelled():
+                task.exception()  # that it was interrupted is no news
+            raise
+
     async def begin(self, session: Session, *, snapshot: bool) -> None:
         # A transaction that begins by reading cannot always become a writer: begin as one.
-        # Run through SQLAlchemy, which then knows that there is something to commit.
-        await session.connection.exec_driver_sql("BEGIN" if snapshot else "BEGIN IMMEDIATE")
+        statement = "BEGIN" if snapshot else "BEGIN IMMEDIATE"
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + WRITER_SECONDS
+        while True:
+            try:
+                # Through SQLAlchemy, which then knows that there is something to commit.
+                work = session.connection.exec_driver_sql(statement)
+                await self.finish(session.driver, work)
+                return
+            except OperationalError as error:
+                if "locked" not in str(error) or loop.time() > deadline:
+                    raise
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         return None  # BEGIN IMMEDIATE keeps all other writers out

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import re
+import sqlite3
+import threading
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -587,10 +590,41 @@ async def test_apply_migrates_an_empty_database_first(empty_url: str):
         assert await online_column(store, "driver_stats:trips", [{"driver_id": 1}]) == [2]
 
 
-async def test_two_first_applies_at_the_same_time(empty_url: str):
-    async with fs.FeatureStore(empty_url) as one, fs.FeatureStore(empty_url) as two:
-        await asyncio.gather(one.apply([driver_stats()]), two.apply([weather()]))
-        assert await views_of(one) == ["driver_stats", "weather"]
+async def test_first_applies_at_the_same_time_all_take_place(empty_url: str):
+    async with AsyncExitStack() as stack:
+        stores = [await stack.enter_async_context(fs.FeatureStore(empty_url)) for _ in range(5)]
+        views = [driver_stats(f"view_{number}") for number in range(5)]
+        outcomes = await asyncio.gather(
+            *(store.apply([view]) for store, view in zip(stores, views, strict=True)),
+            return_exceptions=True,
+        )
+        assert [error for error in outcomes if isinstance(error, BaseException)] == []
+        assert await views_of(stores[0]) == [view.name for view in views]
+
+
+async def test_a_first_apply_waits_for_another_program_that_writes_to_the_file(tmp_path: Path):
+    """A SQLite file that is no feature store yet, nor in the store's journal mode."""
+    path = tmp_path / "shared.db"
+    held, release = threading.Event(), threading.Event()
+
+    def another_program() -> None:
+        connection = sqlite3.connect(path, isolation_level=None)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("CREATE TABLE theirs (x)")
+        held.set()
+        release.wait(10)
+        connection.execute("COMMIT")
+        connection.close()
+
+    writing = asyncio.create_task(asyncio.to_thread(another_program))
+    assert await asyncio.to_thread(held.wait, 10)
+    async with fs.FeatureStore(f"sqlite:///{path}") as store:
+        applying = asyncio.create_task(store.apply([driver_stats()]))
+        await asyncio.sleep(0.3)
+        release.set()
+        await writing
+        assert await applying
+        assert await views_of(store) == ["driver_stats"]
 
 
 async def test_an_empty_database_asks_for_a_migration(empty_url: str):
