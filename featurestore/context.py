@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import sqlalchemy as sa
 
 from featurestore.errors import FeatureStoreError
 from featurestore.storage.engine import Database, Session
@@ -38,8 +41,8 @@ class Context(ABC):
         """A session for one statement that reads."""
 
     @abstractmethod
-    def snapshot(self) -> AbstractAsyncContextManager[Session]:
-        """A session whose statements all read one state."""
+    def snapshot(self, tables: Sequence[sa.Table] = ()) -> AbstractAsyncContextManager[Session]:
+        """A session whose statements all read one state, and ``tables`` as they are shaped now."""
 
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[Session]:
@@ -63,20 +66,38 @@ class Context(ABC):
             self._known = known = await load_catalog(session, self.project)
         return known
 
-    @asynccontextmanager
-    async def writing(self, name: str) -> AsyncIterator[tuple[Session, RegisteredView]]:
+    def writing(self, name: str) -> AbstractAsyncContextManager[tuple[Session, RegisteredView]]:
         """A transaction that writes to a view, beside others that do; apply, undo and erasure
         wait for its end."""
+        return self._locked(name, exclusive=False)
+
+    def exclusive(self, name: str) -> AbstractAsyncContextManager[tuple[Session, RegisteredView]]:
+        """A transaction that has a view to itself: writers wait, readers see what was before."""
+        return self._locked(name, exclusive=True)
+
+    @asynccontextmanager
+    async def _locked(
+        self, name: str, *, exclusive: bool
+    ) -> AsyncIterator[tuple[Session, RegisteredView]]:
         async with self.transaction() as session:
-            if self._known is None:
-                await self.catalog(session)
-            assert self._known is not None
-            if name not in self._known.views:  # another process may have added it
-                await self.catalog(session)
-            view = self._known.view(name)
-            await session.dialect.lock_view(session, view.id, exclusive=False)
+            known = self._known
+            if known is None or name not in known.views:  # another process may have added it
+                known = await self.catalog(session)
+            await session.dialect.lock_view(session, known.view(name).id, exclusive=exclusive)
             # What the lock was waited for may have changed the view.
             yield session, (await self.catalog(session)).view(name)
+
+    @asynccontextmanager
+    async def reading(self, names: Iterable[str]) -> AsyncIterator[tuple[Session, Catalog]]:
+        """A snapshot to read the history of views in, with the registry as it is there.
+
+        Their tables cannot be rewritten meanwhile: to a snapshot from before, a rewritten table
+        looks empty.
+        """
+        known = await self.known_catalog()
+        views = [known.views[name] for name in names if name in known.views]
+        async with self.snapshot([view.history for view in views]) as session:
+            yield session, await self.catalog(session)
 
 
 class StoreContext(Context):
@@ -89,8 +110,8 @@ class StoreContext(Context):
     def connection(self) -> AbstractAsyncContextManager[Session]:
         return self.database.session()
 
-    def snapshot(self) -> AbstractAsyncContextManager[Session]:
-        return self.database.transaction(snapshot=True)
+    def snapshot(self, tables: Sequence[sa.Table] = ()) -> AbstractAsyncContextManager[Session]:
+        return self.database.snapshot(tables)
 
     def transaction(self) -> AbstractAsyncContextManager[Session]:
         return self.database.transaction()
@@ -103,28 +124,43 @@ class TransactionContext(Context):
         super().__init__(project, skew)
         self._session: Session | None = session
         self._writer = asyncio.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._owner = asyncio.current_task()
 
-    def close(self) -> None:
-        """The transaction has ended: refuse what comes after."""
+    async def close(self) -> None:
+        """End the transaction's calls and refuse further ones.
+
+        Calls that other tasks still have under way are cancelled and waited for: they would go on
+        outside of the transaction.
+        """
         self._session = None
+        strays = self._calls - {self._owner}
+        for task in strays:
+            task.cancel()
+        await asyncio.gather(*strays, return_exceptions=True)
 
-    def _open(self) -> Session:
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[Session]:
         if self._session is None:
             raise FeatureStoreError("The transaction has ended; open another for further calls.")
-        return self._session
+        task = asyncio.current_task()
+        assert task is not None
+        first = task not in self._calls
+        self._calls.add(task)
+        try:
+            yield self._session
+        finally:
+            if first:
+                self._calls.discard(task)
 
-    @asynccontextmanager
-    async def connection(self) -> AsyncIterator[Session]:
-        yield self._open()
+    def connection(self) -> AbstractAsyncContextManager[Session]:
+        return self._call()
 
-    @asynccontextmanager
-    async def snapshot(self) -> AsyncIterator[Session]:
-        yield self._open()
+    def snapshot(self, tables: Sequence[sa.Table] = ()) -> AbstractAsyncContextManager[Session]:
+        return self._call()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
         # A call that fails takes its own work back, and the user may go on.
-        async with self._writer:
-            session = self._open()
-            async with session.savepoint():
-                yield session
+        async with self._call() as session, self._writer, session.savepoint():
+            yield session

@@ -24,7 +24,7 @@ from featurestore.reports import PushReport
 from featurestore.storage.dialect import Dialect
 from featurestore.storage.engine import Session
 from featurestore.storage.registry import RegisteredView
-from featurestore.storage.tables import ARRIVAL, CREATED, EVENT
+from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
 from featurestore.storage.upkeep import erase
 from featurestore.types import (
     FeatureType,
@@ -87,10 +87,11 @@ class FeatureRepository:
         """Stored rows with an event time in [start, end] of the entities with these keys, oldest
         first: join keys, event time, created time where the view has one, features."""
         batches = []
-        async with self._context.snapshot() as session:
-            view = (await self._context.catalog(session)).view(self.view)
+        async with self._context.reading([self.view]) as (session, catalog):
+            view = catalog.view(self.view)
             wanted = _checked_keys(view, keys)
             query = _select(session, view, wanted, start, end)
+            query = query.prefix_with(revision_mark(catalog.revision))
             query = query.order_by(*(_ascending(view.history)))
             async for batch in _batches(session, view, query, SCAN_ROWS):
                 batches.append(batch)  # noqa: PERF401 - an async list of a session's own reads best
@@ -106,16 +107,17 @@ class FeatureRepository:
         at most ``batch_size``; memory stays bounded."""
         if batch_size < 1:
             raise DefinitionError(f"batch_size={batch_size}: it must be at least 1.")
-        async with self._context.snapshot() as session:
-            view = (await self._context.catalog(session)).view(self.view)
+        async with self._context.reading([self.view]) as (session, catalog):
+            view = catalog.view(self.view)
             query = _select(session, view, {}, start, end).order_by(view.history.c[ARRIVAL])
+            query = query.prefix_with(revision_mark(catalog.revision))
             async for batch in _batches(session, view, query, batch_size):
                 yield batch
 
     async def count(self) -> int:
         """How many rows history holds."""
-        async with self._context.snapshot() as session:
-            view = (await self._context.catalog(session)).view(self.view)
+        async with self._context.reading([self.view]) as (session, catalog):
+            view = catalog.view(self.view)
             rows = await session.rows(sa.select(sa.func.count()).select_from(view.history))
             return int(rows[0][0])
 
@@ -124,8 +126,7 @@ class FeatureRepository:
 
         All join keys must be given: raises :class:`DefinitionError` otherwise.
         """
-        async with self._context.transaction() as session:
-            view = (await self._context.catalog(session)).view(self.view)
+        async with self._context.exclusive(self.view) as (session, view):
             wanted = _checked_keys(view, keys)
             missing = [key for key in view.view.join_keys if key not in wanted]
             if missing or not wanted:

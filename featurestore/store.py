@@ -25,7 +25,7 @@ from featurestore.errors import DefinitionError
 from featurestore.reports import Load, MaterializeReport, QuarantinedRow, UndoReport
 from featurestore.repository import moment
 from featurestore.storage import ledger, migrations, schema, upkeep
-from featurestore.storage.engine import Database
+from featurestore.storage.engine import Database, uninterrupted
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
 
@@ -172,8 +172,7 @@ class FeatureStore(Calls):
             catalog.view(name).online_or_error()
         changed = {}
         for name in names:
-            async with self._context.transaction() as session:
-                view = (await self._context.catalog(session)).view(name)
+            async with self._context.exclusive(name) as (session, view):
                 changed[name] = await upkeep.materialize(
                     session, view, self._context.skew, bounds[0], bounds[1]
                 )
@@ -196,9 +195,12 @@ class FeatureStore(Calls):
 
     async def undo_load(self, load_id: int) -> UndoReport:
         """Take one load's rows back out, online included; its file can be loaded again."""
-        async with self._context.transaction() as session:
+        async with self._context.snapshot() as session:
             catalog = await self._context.catalog(session)
-            view, row = await ledger.find_load(session, catalog, load_id)
+            name = (await ledger.find_load(session, catalog, load_id))[0].name
+        async with self._context.exclusive(name) as (session, view):
+            catalog = await self._context.catalog(session)
+            _, row = await ledger.find_load(session, catalog, load_id)
             return await upkeep.undo(session, view, row, self._context.skew)
 
     @asynccontextmanager
@@ -210,7 +212,7 @@ class FeatureStore(Calls):
             try:
                 yield Transaction(inner)
             finally:
-                inner.close()
+                await uninterrupted(inner.close())
 
 
 class Transaction(Calls):

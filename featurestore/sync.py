@@ -75,11 +75,21 @@ class _Portal:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` on the portal's loop and wait; Ctrl-C cancels it and waits for its end."""
-        future = asyncio.run_coroutine_threadsafe(work, self._running())
+        loop = self._running()
+        done = threading.Event()
+
+        async def run() -> T:
+            try:
+                return await work
+            finally:
+                done.set()
+
+        future = asyncio.run_coroutine_threadsafe(run(), loop)
         try:
             return future.result()
         except KeyboardInterrupt:
-            future.cancel()
+            if future.cancel():
+                done.wait(_STOP_SECONDS)
             raise
 
     @staticmethod
@@ -110,6 +120,10 @@ def _iterate(batches: AsyncIterator[T]) -> Iterator[T]:
             yield item
     finally:
         _portal.call(close())
+
+
+class _Left(Exception):
+    """The block around an async context manager was left by an error."""
 
 
 @contextmanager
@@ -143,20 +157,25 @@ def _entered(manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
         result: T = await entered
         return result
 
-    async def finish(error: BaseException | None) -> None:
-        if error is None:
+    async def finish(*, failed: bool) -> None:
+        if not failed:
             leave.set_result(None)
-        else:
-            leave.set_exception(error)
-        await task
+            await task
+            return
+        # The caller's own error stays in the caller's thread: SystemExit would end the loop.
+        leave.set_exception(_Left())
+        try:
+            await task
+        except _Left:
+            return
 
     result = _portal.call(value())
     try:
         yield result
-    except BaseException as error:
-        _portal.call(finish(error))
+    except BaseException:
+        _portal.call(finish(failed=True))
         raise
-    _portal.call(finish(None))
+    _portal.call(finish(failed=False))
 
 
 class _Calls:

@@ -85,11 +85,11 @@ class DecimalType(FeatureType):
         number = decimal.Decimal(value)
         if not number.is_finite():
             raise ValueMismatch(f"{number} is not finite")
+        if number and number.adjusted() >= self.precision - self.scale:
+            raise ValueMismatch(f"{number} does not fit {self.name}")
         with decimal.localcontext(prec=80):
             exact = number.quantize(decimal.Decimal(1).scaleb(-self.scale))
-            if exact != number or abs(exact) >= decimal.Decimal(10) ** (
-                self.precision - self.scale
-            ):
+            if exact != number:
                 raise ValueMismatch(f"{number} does not fit {self.name}")
             # Arrow and PostgreSQL know no negative zero.
             return exact if exact else abs(exact)
@@ -319,8 +319,8 @@ def _integer(value: Any, bits: int) -> int:
             raise ValueMismatch(f"{value} is not whole")
         value = int(value)
     elif isinstance(value, decimal.Decimal):
-        if not value.is_finite() or value != value.to_integral_value():
-            raise ValueMismatch(f"{value} is not whole")
+        if not value.is_finite() or value.adjusted() > 20 or value != value.to_integral_value():
+            raise ValueMismatch(f"{value} is no whole number that fits int{bits}")
         value = int(value)
     elif not _is_int(value):
         raise TypeMismatch(f"{type(value).__name__} is no integer")

@@ -143,10 +143,10 @@ def _raw(batch: pa.RecordBatch, columns: Mapping[str, str], index: int) -> dict[
 def _readable(array: pa.Array, index: int) -> Any:
     try:
         return as_json(array[index].as_py())
-    except UnicodeDecodeError:
-        return as_json(array.slice(index, 1).cast(pa.binary())[0].as_py())
-    except (ValueError, OverflowError):  # a time that Python has no value for
-        return f"a {array.type} outside the years 1 to 9999"
+    except (ValueError, OverflowError):  # text that is none, a time that Python has no value for
+        if pa.types.is_string(array.type):
+            return as_json(array.slice(index, 1).cast(pa.binary())[0].as_py())
+        return f"a {array.type} that Python has no value for"
 
 
 def _entity(arrays: Mapping[str, pa.Array], layout: Layout, index: int) -> list[Any] | None:

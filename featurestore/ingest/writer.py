@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import time
@@ -130,19 +131,24 @@ class Writer:
             return
         if not self._recorded:  # quarantined rows point at their load
             await self._record(None, None)
-        rows = [self._quarantined(one) for one in self._rejected]
-        self._rejected = []
-        await self.session.execute(quarantine.insert(), rows)
+        rejected, self._rejected = self._rejected, []
+        for start in range(0, len(rejected), QUARANTINE_ROWS):
+            piece = rejected[start : start + QUARANTINE_ROWS]
+            rows = await asyncio.to_thread(self._quarantined, piece)
+            await self.session.execute(quarantine.insert(), rows)
 
-    def _quarantined(self, one: Rejected) -> dict[str, Any]:
-        return {
-            "load_id": self.load_id,
-            "row": one.row,
-            "view_id": self.view.id,
-            "reason": one.reason,
-            "entity": None if one.entity is None else entity_text(one.entity),
-            "row_values": one.values,
-        }
+    def _quarantined(self, rejected: list[Rejected]) -> list[dict[str, Any]]:
+        return [
+            {
+                "load_id": self.load_id,
+                "row": one.row,
+                "view_id": self.view.id,
+                "reason": one.reason,
+                "entity": None if one.entity is None else entity_text(one.entity),
+                "row_values": one.values,
+            }
+            for one in rejected
+        ]
 
     @property
     def _last_arrival(self) -> int:

@@ -68,6 +68,7 @@ def _lookups(request: Request, project: str) -> Lookups:
             )
     return Lookups(
         project,
+        request.revision,
         tuple(request.key_columns.values()),
         tuple(
             Lookup(

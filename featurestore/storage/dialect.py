@@ -8,7 +8,7 @@ found. A third database is one more module like ``postgresql.py`` and ``sqlite.p
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -48,6 +48,7 @@ class Lookups:
     """What one online read looks up, compiled once and kept with its request."""
 
     project: str
+    revision: int
     key_types: tuple[FeatureType, ...]
     lookups: tuple[Lookup, ...]
     cache: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -72,6 +73,9 @@ class Dialect(Protocol):
     single_writer: bool
     """Whether the database lets one transaction write at a time."""
 
+    keeps_temporary_tables: bool
+    """Whether a temporary table outlives the transaction that made it."""
+
     async def prepare(self, session: Session) -> None:
         """Make a connection just checked out fit for use; without a transaction."""
 
@@ -84,8 +88,14 @@ class Dialect(Protocol):
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         """Await a call of SQLAlchemy's, such that a cancelled caller leaves no lock behind."""
 
-    async def begin(self, session: Session, *, snapshot: bool) -> None:
-        """Begin a transaction to write, or one that reads a single ``snapshot``."""
+    async def begin(self, session: Session) -> None:
+        """Begin a transaction to write."""
+
+    async def begin_snapshot(self, session: Session, tables: Sequence[sa.Table]) -> None:
+        """Begin a transaction that reads one state; ``tables`` are not rewritten meanwhile."""
+
+    def in_transaction(self, driver: Any) -> bool:
+        """Whether the transaction that was begun on a connection is still under way."""
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         """Until the end of the transaction keep undo, erasure and apply (exclusive) apart from
@@ -122,7 +132,7 @@ class Dialect(Protocol):
 
     def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """The rows of a query, ``size`` at a time."""
 
     async def analyze(self, session: Session, table: sa.Table) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,7 +25,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, StoreUnavailableError
 from featurestore.storage.faults import translated
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
 FINISH_SECONDS = 30.0
-"""How long a COMMIT's answer, a rollback or a return to the pool is waited for."""
+"""How long a rollback or a return to the pool is waited for."""
 
 POOL_SIZE = 10
 """Connections of an engine made here. None beyond: opening one costs more than a short wait."""
@@ -96,9 +96,11 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
         raise DefinitionError(f"The database URL is not understood: {error}") from error
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+async def uninterrupted(
+    work: Coroutine[Any, Any, T], *, seconds: float | None = FINISH_SECONDS
+) -> T:
     """Finish ``work`` although the caller is cancelled; the cancellation goes on afterwards."""
-    task = asyncio.ensure_future(asyncio.wait_for(work, FINISH_SECONDS))
+    task = asyncio.ensure_future(asyncio.wait_for(work, seconds))
     cancelled: asyncio.CancelledError | None = None
     while not task.done():
         try:
@@ -183,9 +185,16 @@ class Session:
     ) -> AsyncIterator[Sequence[Sequence[Any]]]:
         """The rows of a query, ``size`` at a time, without holding them all."""
         sql, values = self.compile(statement, parameters)
-        with translated(self.label):
-            async for chunk in self.dialect.stream(self, sql, values, size):
+        chunks = self.dialect.stream(self, sql, values, size)
+        try:
+            while True:
+                async with self._alone():
+                    chunk = await anext(chunks, None)
+                if chunk is None:
+                    return
                 yield chunk
+        finally:
+            await chunks.aclose()
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -193,9 +202,19 @@ class Session:
             with translated(self.label):
                 yield
 
+    def check_open(self) -> None:
+        """Raise :class:`StoreUnavailableError` where the transaction is gone: a call that was
+        cancelled at a bad moment, or a lost connection, has rolled it back."""
+        if not self.dialect.in_transaction(self.driver):
+            raise StoreUnavailableError(
+                f"The transaction on {self.label} was rolled back when a call in it broke off; "
+                f"nothing of it was kept. Repeat it."
+            )
+
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """What fails inside is taken back, the transaction around it goes on."""
+        self.check_open()
 
         async def begin() -> AsyncTransaction:
             return await self.connection.begin_nested()
@@ -285,30 +304,39 @@ class Database:
             await connection.close()
 
     @asynccontextmanager
-    async def transaction(self, *, snapshot: bool = False) -> AsyncIterator[Session]:
-        """A transaction that commits at the end and rolls back on any error.
-
-        With ``snapshot`` it is for reading: all its statements see one state.
-        """
-        if self._writer is not None and not snapshot:
-            async with self._writer, self._transaction(snapshot) as session:
+    async def transaction(self) -> AsyncIterator[Session]:
+        """A transaction that commits at the end and rolls back on any error."""
+        begin = self.dialect.begin
+        if self._writer is not None:
+            async with self._writer, self._transaction(begin) as session:
                 yield session
         else:
-            async with self._transaction(snapshot) as session:
+            async with self._transaction(begin) as session:
                 yield session
 
     @asynccontextmanager
-    async def _transaction(self, snapshot: bool) -> AsyncIterator[Session]:
+    async def snapshot(self, tables: Sequence[sa.Table] = ()) -> AsyncIterator[Session]:
+        """A transaction for reading, all of whose statements see one state; ``tables`` keep their
+        shape until its end."""
+        async with self._transaction(lambda s: self.dialect.begin_snapshot(s, tables)) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _transaction(
+        self, begin: Callable[[Session], Awaitable[None]]
+    ) -> AsyncIterator[Session]:
         async with self.session() as session:
             try:
                 with translated(self.label):
-                    await self.dialect.begin(session, snapshot=snapshot)
+                    await begin(session)
                 yield session
+                session.check_open()
             except BaseException:
                 await uninterrupted(_abandon(session.connection))
                 raise
             with translated(self.label):
-                await uninterrupted(session.connection.commit())
+                # However long the answer takes: the rows are durable or not, and it says which.
+                await uninterrupted(session.connection.commit(), seconds=None)
 
 
 async def _abandon(connection: AsyncConnection) -> None:

@@ -20,10 +20,10 @@ from featurestore.errors import (
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _PASSING = ("08", "53300", "57P01", "57P02", "57P03", "57P05", "40001", "40P01", "55P03")
 _NO_ACCESS = ("3D000", "28")
-_LAYOUT = ("42703", "42P01", "22P03", "42804")
+_LAYOUT = ("42703", "42P01", "22P03", "42804", "0A000")
 
 
-class LayoutChanged(FeatureStoreError):
+class LayoutChanged(StoreUnavailableError):
     """A table is not as this process remembers it: another one has applied definitions."""
 
 

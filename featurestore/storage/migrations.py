@@ -8,6 +8,7 @@ only the statements themselves run on the loop's connection.
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from featurestore.storage.tables import SCHEMA_REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
+
+_ONE_AT_A_TIME = threading.Lock()
+_POLL_SECONDS = 0.01
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -65,7 +69,14 @@ async def migrate_session(session: Session) -> str | None:
         scripts = await asyncio.to_thread(_load_scripts)
         if before is not None and before not in _known(scripts):
             raise _ahead(before)
-        await session.run_sync(lambda connection: _upgrade(connection, scripts))
+        # The revisions speak to Alembic's `op`, of which the process has one.
+        # Its callers may be on loops of several threads, so no asyncio lock would do.
+        while not _ONE_AT_A_TIME.acquire(blocking=False):  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
+        try:
+            await session.run_sync(lambda connection: _upgrade(connection, scripts))
+        finally:
+            _ONE_AT_A_TIME.release()
     return before
 
 

@@ -174,9 +174,8 @@ def _check_drops(changes: Iterable[Change], wanted: Wanted, catalog: Catalog) ->
     services = {**catalog.services, **wanted.services}
     for service in services.values():
         for view, features, _, _ in _shape(service):
-            whole = view in catalog.views and features == tuple(catalog.views[view].view.types)
             used = [f"{view}.{name}" for name in features if f"{view}.{name}" in dropped]
-            if used and not whole:
+            if used:
                 raise DefinitionError(
                     f"field {used[0]} cannot be dropped: service {service.name!r} reads it. Apply "
                     f"the service without it as well."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -16,6 +16,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
+from featurestore.errors import StoreUnavailableError
 from featurestore.storage import tables
 from featurestore.storage.dialect import Found, FoundRow, Lookups, Match, Types
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, newest_first
@@ -71,6 +72,7 @@ class PostgreSQL:
     """The dialect of PostgreSQL 13 and later."""
 
     single_writer = False
+    keeps_temporary_tables = False
 
     async def prepare(self, session: Session) -> None:
         return None
@@ -90,13 +92,28 @@ class PostgreSQL:
         # A cancelled connection is closed by SQLAlchemy, and the server lets go of its locks.
         return await work
 
-    async def begin(self, session: Session, *, snapshot: bool) -> None:
+    async def begin(self, session: Session) -> None:
+        # What waits for a lock must see what was committed meanwhile, so this is not left to a
+        # borrowed engine's own isolation level.
+        await session.connection.execution_options(isolation_level="READ COMMITTED")
+        await self._settle(session)
+
+    async def begin_snapshot(self, session: Session, tables: Sequence[sa.Table]) -> None:
+        await session.connection.execution_options(isolation_level="REPEATABLE READ")
+        if tables:
+            # Before the snapshot, which the first query takes and a lock does not.
+            names = ", ".join(_quoted(session, table) for table in tables)
+            await session.connection.execute(sa.text(f"LOCK TABLE {names} IN ACCESS SHARE MODE"))
+        await self._settle(session)
+
+    async def _settle(self, session: Session) -> None:
         # SQLAlchemy's adapter begins its transaction with the first statement that it runs
         # itself; a COPY on the driver's connection before that would stand outside of it.
-        if snapshot:
-            await session.connection.execution_options(isolation_level="REPEATABLE READ")
         # Casts between text or timestamp and timestamptz below depend on the zone.
         await session.connection.execute(sa.select(sa.func.set_config("TimeZone", "UTC", True)))
+
+    def in_transaction(self, driver: Any) -> bool:
+        return not driver.is_closed() and bool(driver.is_in_transaction())
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         lock = sa.func.pg_advisory_xact_lock if exclusive else sa.func.pg_advisory_xact_lock_shared
@@ -137,7 +154,10 @@ class PostgreSQL:
             first, last = (await session.execute(span)).one()
             if last - first == blocks - 1:
                 return int(first)
-        raise RuntimeError(f"no {blocks} consecutive arrival blocks in {_CONSECUTIVE_TRIES} tries")
+        raise StoreUnavailableError(
+            f"No {blocks} consecutive blocks of arrivals could be had: others take them too fast. "
+            f"Trying again may help."
+        )
 
     async def insert(
         self,
@@ -188,7 +208,7 @@ class PostgreSQL:
 
     async def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         cursor = await session.driver.cursor(sql, *values)
         while chunk := await cursor.fetch(size):
             yield chunk
@@ -266,7 +286,7 @@ class PostgreSQL:
         kinds = lookups.key_types or (Int64,)
         if "sql" not in lookups.cache:
             arrays = {f"k{index}": index for index in range(len(kinds))}
-            query = _online_query(self, lookups)
+            query = _online_query(self, lookups).prefix_with(tables.revision_mark(lookups.revision))
             lookups.cache["sql"], lookups.cache["values"] = session.compile(query, arrays)
         columns = list(zip(*keys, strict=True)) if lookups.key_types else [[0] * len(keys)]
         arrays_sent = [

@@ -19,11 +19,13 @@ from featurestore.definitions import (
     FrozenMap,
     ParquetSource,
 )
-from featurestore.errors import DefinitionError, NotFoundError
+from featurestore.errors import DefinitionError, NotFoundError, StoreUnavailableError
 from featurestore.storage import tables
 from featurestore.storage.engine import Session
 from featurestore.storage.migrations import check_revision, database_revision
 from featurestore.types import MAX_TIMESTAMP, MIN_TIMESTAMP, parse_type
+
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -102,16 +104,27 @@ async def project_revision(session: Session, project: str) -> int:
 async def load_catalog(session: Session, project: str) -> Catalog:
     """Read the registry; :class:`MigrationRequiredError` at another revision than the code's."""
     check_revision(await database_revision(session), session.label)
+    # Several statements: in a transaction that writes, an apply may commit between two of them.
+    for _ in range(_TRIES):
+        revision = await project_revision(session, project)
+        try:
+            catalog = await _read(session, project, revision)
+        except KeyError:
+            continue
+        if await project_revision(session, project) == revision:
+            return catalog
+    raise StoreUnavailableError("Definitions are being applied again and again; repeat the call.")
 
+
+async def _read(session: Session, project: str, revision: int) -> Catalog:
     async def rows(table: sa.Table) -> list[Any]:
         query = sa.select(table).where(table.c.project == project).order_by(table.c.name)
         return list((await session.execute(query)).all())
 
-    revision = await project_revision(session, project)
     entities = {row.name: _entity(row) for row in await rows(tables.entity)}
     view_rows = await rows(tables.view)
     fields = await _fields(session, [row.id for row in view_rows])
-    views = {row.name: _view(row, entities, fields.get(row.id, []), session) for row in view_rows}
+    views = {row.name: _view(row, entities, fields[row.id], session) for row in view_rows}
     services = {row.name: _service(row, views) for row in await rows(tables.service)}
     return Catalog(project, revision, entities, views, services)
 
@@ -168,10 +181,8 @@ def _service(row: Any, views: Mapping[str, RegisteredView]) -> FeatureService:
     selections = []
     for item in row.features:
         view = views[item["view"]].view
-        # None stands for the whole view, with the fields that it has by now.
-        features = tuple(view.types) if item["features"] is None else tuple(item["features"])
         keys = FrozenMap(item["join_key_map"])
-        selections.append(FeatureSelection(view, features, item["name"], keys))
+        selections.append(FeatureSelection(view, tuple(item["features"]), item["name"], keys))
     return FeatureService(row.name, selections, row.description, row.tags, row.owner)
 
 
@@ -223,9 +234,7 @@ def service_row(project: str, service: FeatureService) -> dict[str, Any]:
     features = [
         {
             "view": selection.view.name,
-            "features": None
-            if selection.features == tuple(selection.view.types)
-            else list(selection.features),
+            "features": list(selection.features),
             "name": selection.name,
             "join_key_map": dict(selection.join_key_map),
         }

@@ -7,18 +7,25 @@ so no write is under way that knows the old shape only.
 from __future__ import annotations
 
 import asyncio
+import decimal
 import importlib
-import struct
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field
-from featurestore.errors import DefinitionError
+from featurestore.errors import DefinitionError, FeatureStoreError
 from featurestore.storage import tables
 from featurestore.storage.engine import Session
-from featurestore.storage.planning import Change, Plan, check_allowed, make_plan, with_warnings
+from featurestore.storage.planning import (
+    Change,
+    Plan,
+    check_allowed,
+    make_plan,
+    widens,
+    with_warnings,
+)
 from featurestore.storage.registry import (
     Catalog,
     RegisteredView,
@@ -30,7 +37,7 @@ from featurestore.storage.registry import (
     view_row,
 )
 from featurestore.storage.rule import keys_with_events, take_online
-from featurestore.types import ArrayType, DecimalType, FeatureType, Float32
+from featurestore.types import ArrayType, DecimalType, FeatureType
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -275,11 +282,13 @@ class _Work:
             await self._operate(lambda op, t=table: op.drop_column(t.name, column))  # type: ignore[misc]
 
     async def _retype(self, view: RegisteredView, old: Field, new: Field) -> None:
-        await self._check_fit(view, old, new)
+        narrows = not widens(old.type, new.type)
+        if narrows:
+            await self._check_fit(view, old, new)
         if self.session.dialect.single_writer:
-            # SQLite's columns hold what they are given: only rounded values differ.
-            if _rounds(new.type) and not _rounds(old.type):
-                await self._round(view, new.name)
+            # SQLite's columns hold what they are given: only what narrows is written anew.
+            if narrows:
+                await self._rewrite(view, old, new)
             return
         kind = self.session.dialect.column_type(new.type)
         for table in self._tables(view):
@@ -291,37 +300,56 @@ class _Work:
 
     async def _check_fit(self, view: RegisteredView, old: Field, new: Field) -> None:
         """Narrowed integers and decimals must still fit: a wrong number is worse than an error."""
-        bound = _bound(new.type)
-        if bound is None or isinstance(old.type, ArrayType):
+        bounds = _bounds(new.type)
+        if bounds is None:
             return
-        column = view.history.c[new.name]
+        column: sa.ColumnElement[Any] = view.history.c[new.name]
         if self.session.dialect.single_writer and isinstance(new.type, DecimalType):
-            column = sa.cast(column, sa.Numeric)  # type: ignore[assignment]
-        query = sa.select(sa.func.count()).where(sa.not_(column.between(-bound, bound)))
+            column = sa.cast(column, sa.Numeric)
+        query = sa.select(sa.func.count()).where(sa.not_(column.between(*bounds)))
         rows = await self.session.execute(query)
         if count := rows.scalar_one():
-            raise DefinitionError(
-                f"field {view.name}.{new.name}: {count:,} rows hold values that do not fit "
-                f"{new.type}; nothing was changed."
-            )
+            raise _misfit(view, new, f"{count:,} rows hold values that do")
 
-    async def _round(self, view: RegisteredView, column: str) -> None:
-        def single(value: float | None) -> float | None:
-            return None if value is None else float(struct.unpack("f", struct.pack("f", value))[0])
+    async def _rewrite(self, view: RegisteredView, old: Field, new: Field) -> None:
+        from featurestore.storage.sqlite import encode
 
-        await self.session.driver.create_function("featurestore_float32", 1, single)
+        decode = self.session.dialect.decode
+
+        def narrowed(value: Any) -> Any:
+            if value is None:
+                return None
+            return encode(new.type, _narrow(new.type, decode(old.type, value)))
+
+        await self.session.driver.create_function("featurestore_narrow", 1, narrowed)
         for table in self._tables(view):
-            rounded = sa.func.featurestore_float32(table.c[column])
-            await self.session.execute(table.update().values({column: rounded}))
+            value = sa.func.featurestore_narrow(table.c[new.name])
+            try:
+                await self.session.execute(table.update().values({new.name: value}))
+            except FeatureStoreError as error:
+                raise _misfit(view, new, "some rows hold values that do") from error
 
 
-def _rounds(kind: FeatureType) -> bool:
-    return kind == Float32
-
-
-def _bound(kind: FeatureType) -> int | None:
-    if kind.name == "int32":
-        return 2**31 - 1
+def _narrow(kind: FeatureType, value: Any) -> Any:
+    """A value of a wider type as ``kind``: decimals are rounded as PostgreSQL rounds them."""
+    if isinstance(kind, ArrayType):
+        return [None if item is None else _narrow(kind.item, item) for item in value]
     if isinstance(kind, DecimalType):
-        return int(10 ** (kind.precision - kind.scale)) - 1
+        step = decimal.Decimal(1).scaleb(-kind.scale)
+        value = value.quantize(step, decimal.ROUND_HALF_UP, decimal.Context(prec=80))
+    return kind.python(value)
+
+
+def _misfit(view: RegisteredView, new: Field, what: str) -> DefinitionError:
+    return DefinitionError(
+        f"field {view.name}.{new.name}: {what} not fit {new.type}; nothing was changed."
+    )
+
+
+def _bounds(kind: FeatureType) -> tuple[Any, Any] | None:
+    if kind.name == "int32":
+        return -(2**31), 2**31 - 1
+    if isinstance(kind, DecimalType):
+        most = decimal.Decimal(10**kind.precision - 1).scaleb(-kind.scale)
+        return -most, most
     return None

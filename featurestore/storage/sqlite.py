@@ -13,14 +13,13 @@ import datetime as dt
 import decimal
 import json
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import aiosqlite
 import pyarrow as pa
-import pyarrow.compute as pc
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
@@ -101,16 +100,19 @@ class SQLite:
     """
 
     single_writer = True
+    keeps_temporary_tables = True
 
     def __init__(self, *, owned: bool) -> None:
         self._owned = owned
         self._prepared: WeakSet[Any] = WeakSet()
+        self._borrowed: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
     async def prepare(self, session: Session) -> None:
         if session.driver in self._prepared:
             return
 
         def settle(raw: sqlite3.Connection) -> None:
+            self._borrowed[session.driver] = raw.isolation_level
             # The default mode of sqlite3 begins and commits by itself in some statements.
             raw.isolation_level = None
             raw.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
@@ -120,12 +122,13 @@ class SQLite:
                 raw.execute("PRAGMA synchronous=FULL")
                 raw.execute("PRAGMA temp_store=MEMORY")
 
-        await _run(session.driver, settle)
+        await _patiently(lambda: _run(session.driver, settle))
         if self._owned:
             self._prepared.add(session.driver)
 
     async def release(self, driver: Any) -> None:
-        await _run(driver, lambda raw: setattr(raw, "isolation_level", ""))
+        level = self._borrowed.get(driver, "")
+        await _run(driver, lambda raw: setattr(raw, "isolation_level", level))
 
     async def is_alive(self, driver: Any) -> bool:
         return True
@@ -144,20 +147,28 @@ class SQLite:
                 task.exception()  # that it was interrupted is no news
             raise
 
-    async def begin(self, session: Session, *, snapshot: bool) -> None:
+    def in_transaction(self, driver: Any) -> bool:
+        return bool(driver.in_transaction)
+
+    async def begin_snapshot(self, session: Session, tables: Sequence[sa.Table]) -> None:
+        await self._begin(session, "BEGIN")
+
+    async def begin(self, session: Session) -> None:
         # A transaction that begins by reading cannot always become a writer: begin as one.
-        statement = "BEGIN" if snapshot else "BEGIN IMMEDIATE"
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + WRITER_SECONDS
-        while True:
-            try:
-                # Through SQLAlchemy, which then knows that there is something to commit.
-                work = session.connection.exec_driver_sql(statement)
-                await self.finish(session.driver, work)
-                return
-            except OperationalError as error:
-                if "locked" not in str(error) or loop.time() > deadline:
-                    raise
+        await self._begin(session, "BEGIN IMMEDIATE")
+
+    async def _begins_by_itself(self, session: Session) -> bool:
+        """Whether a borrowed engine has begun with its first statement, by an event of its own."""
+        await self.finish(session.driver, session.connection.exec_driver_sql("SELECT 1"))
+        return self.in_transaction(session.driver)
+
+    async def _begin(self, session: Session, statement: str) -> None:
+        if not self._owned and await self._begins_by_itself(session):
+            return
+        # Through SQLAlchemy, which then knows that there is something to commit.
+        await _patiently(
+            lambda: self.finish(session.driver, session.connection.exec_driver_sql(statement))
+        )
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         return None  # BEGIN IMMEDIATE keeps all other writers out
@@ -208,7 +219,7 @@ class SQLite:
 
     async def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         cursor = await _run(session.driver, lambda raw: raw.execute(sql, values))
         try:
             while chunk := await _run(session.driver, lambda raw: cursor.fetchmany(size)):
@@ -306,6 +317,18 @@ class SQLite:
         return sqlite.insert(table)
 
 
+async def _patiently(attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Try again while another program holds the lock, up to ``WRITER_SECONDS``."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + WRITER_SECONDS
+    while True:
+        try:
+            return await attempt()
+        except (OperationalError, sqlite3.OperationalError) as error:
+            if "locked" not in str(error) or loop.time() > deadline:
+                raise
+
+
 async def _run(driver: Any, work: Callable[[sqlite3.Connection], T]) -> T:
     """Run ``work`` on the connection's own thread, in one hop however many statements it has.
 
@@ -328,7 +351,7 @@ def _insert(raw: sqlite3.Connection, *, sql: str, batch: pa.RecordBatch, types: 
 def _physical(kind: FeatureType, column: pa.Array) -> list[Any]:
     """A column as the list of values that SQLite keeps."""
     if isinstance(kind, DecimalType):
-        return column.cast(pa.string()).to_pylist()  # type: ignore[no-any-return]
+        return [None if value is None else format(value, "f") for value in column.to_pylist()]
     if isinstance(kind, ArrayType):
         item = kind.item
         return [None if row is None else _dump_array(item, row) for row in column.to_pylist()]
@@ -350,8 +373,8 @@ def encode(kind: FeatureType, value: Any) -> Any:
     if kind == Bool:
         return int(value)
     if isinstance(kind, DecimalType):
-        return pc.cast(pa.scalar(value, kind.arrow), pa.string()).as_py()
-    return value
+        return format(value, "f")
+    return _dump_array(kind.item, value) if isinstance(kind, ArrayType) else value
 
 
 def _dump_array(item: FeatureType, values: Sequence[Any]) -> str:

@@ -182,7 +182,7 @@ def table_names(project: str, view: str) -> tuple[str, str]:
 
 def index_name(table: str) -> str:
     """The name of the index on a history table's keys and times."""
-    return _fit(f"ix_{table}")
+    return _fit(f"{table}__keys")
 
 
 def key_index(history: sa.Table) -> sa.Index:
@@ -192,7 +192,7 @@ def key_index(history: sa.Table) -> sa.Index:
 
 def arrival_index_name(table: str) -> str:
     """The name of the index that finds a load's rows in a history table."""
-    return _fit(f"ix_{table}__arrival")
+    return _fit(f"{table}__arrival")
 
 
 def _fit(name: str) -> str:
@@ -211,8 +211,8 @@ def history_table(
     """The declaration of a view's history table.
 
     The index on keys and event time serves point-in-time reads (:func:`key_index`; made by the
-    first load, after its rows). The arrival, which is SQLite's row number and has a BRIN index on
-    PostgreSQL, serves undo.
+    first load, after its rows). The arrival, which is SQLite's row number and has an index of its
+    own on PostgreSQL, finds a load's rows.
     """
     sqlite = dialect.single_writer
     table = sa.Table(
@@ -230,11 +230,14 @@ def history_table(
         *(_system_column(column, dialect) for column in (EVENT, CREATED)),
         *_feature_columns(features, dialect),
     )
+    # Names end as no table's does: they share one namespace.
     # Equal event times are rare: PostgreSQL sorts the few, SQLite reads them off the index.
     times = [EVENT, CREATED] if sqlite else [EVENT]
     sa.Index(index_name(name), *(table.c[column] for column in [*keys, *times]))
     if not sqlite:
-        sa.Index(arrival_index_name(name), table.c[ARRIVAL], postgresql_using="brin")
+        # A BRIN index would be smaller, but knows nothing of new pages until a VACUUM: a push of
+        # one row after a bulk load would read all of them.
+        sa.Index(arrival_index_name(name), table.c[ARRIVAL])
     return table
 
 
@@ -281,6 +284,15 @@ def _feature_columns(
 ) -> Iterable[sa.Column[Any]]:
     for name, kind in features.items():
         yield sa.Column(name, dialect.column_type(kind), nullable=True)
+
+
+def revision_mark(revision: int) -> str:
+    """A comment that makes a statement another one after each apply.
+
+    Prepared statements are kept by their text, and those of tables that have changed since can
+    no longer be run inside a transaction.
+    """
+    return f"/* {revision:d} */"
 
 
 def newest_first(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:

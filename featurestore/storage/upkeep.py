@@ -1,4 +1,5 @@
-"""What may lower an online row: materialize, erasure, undo. Each holds the view's lock alone."""
+"""What may lower an online row: materialize, erasure, undo. Their callers hold the view's lock
+alone, and have read the view after they got it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,6 @@ async def materialize(
     None; how many online rows changed."""
     online = view.online_or_error()
     dialect, keys = session.dialect, view.view.join_keys
-    await dialect.lock_view(session, view.id, exclusive=True)
     until = await dialect.now(session) + skew
     of = keys_with_events(dialect, view.history, list(keys), start, end)
     statement = take_online(dialect, view.history, online, keys, of, until, replace=True)
@@ -52,7 +52,6 @@ async def erase(
     ``keys`` has a value for each join key, ``entity`` is the key as the quarantine keeps it.
     """
     dialect = session.dialect
-    await dialect.lock_view(session, view.id, exclusive=True)
 
     def of_entity(table: sa.Table) -> list[sa.ColumnElement[bool]]:
         types = view.view.join_keys
@@ -72,7 +71,6 @@ async def undo(session: Session, view: RegisteredView, row: Any, skew: dt.timede
     Online rows that came from it become what the rest of history says, or go.
     """
     dialect = session.dialect
-    await dialect.lock_view(session, view.id, exclusive=True)
     now = await dialect.now(session)
     keys_changed = removed = 0
     if row.first_arrival is not None:

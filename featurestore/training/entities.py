@@ -43,10 +43,10 @@ def read_entities(entity_df: Any) -> pa.Table:
     """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings. For a thread."""
     if isinstance(entity_df, pa.Table):
         return entity_df
-    if type(entity_df).__module__.startswith("pandas"):
-        # Its own Arrow stream would bring the index along as a column.
-        return pa.Table.from_pandas(entity_df, preserve_index=False)
     try:
+        if type(entity_df).__module__.startswith("pandas"):
+            # Its own Arrow stream would bring the index along as a column.
+            return pa.Table.from_pandas(entity_df, preserve_index=False)
         if hasattr(entity_df, "__arrow_c_stream__"):
             return pa.RecordBatchReader.from_stream(entity_df).read_all()
         if isinstance(entity_df, pa.RecordBatch):
@@ -71,6 +71,9 @@ def prepare_entities(entity_df: Any, request: Request, timestamp_column: str) ->
     :class:`DefinitionError` where a column has the name of an output.
     """
     table = read_entities(entity_df)
+    if table.num_columns == 0:  # a list of no rows says nothing of columns
+        types = {**request.key_columns, timestamp_column: Timestamp}
+        table = pa.table({name: pa.nulls(0, kind.arrow) for name, kind in types.items()})
     _check_names(table, request)
     columns: dict[str, pa.Array] = {ROW: pa.arange(0, table.num_rows)}
     columns[AT] = _column(table, timestamp_column, Timestamp)

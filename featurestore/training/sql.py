@@ -15,12 +15,12 @@ import sqlalchemy as sa
 
 from featurestore.selection import Join, Request
 from featurestore.storage.engine import Session
-from featurestore.storage.tables import EVENT
+from featurestore.storage.tables import EVENT, revision_mark
 from featurestore.training.entities import AT, ROW, Entities
 from featurestore.types import FeatureType, Int64, Timestamp
 
 CHUNK_ROWS = 16_384
-"""Entity rows per query: their answers are what is held at a time."""
+"""Entity rows per fetch: their answers are what is held at a time."""
 
 
 async def join_chunks(
@@ -30,17 +30,14 @@ async def join_chunks(
     the chunk's rows found a value. The session is in a transaction of one snapshot."""
     wanted = await _upload(session, entities, request)
     query, layout = _query(session, wanted, request)
-    sql, values = session.compile(query, {"first": 0, "last": 0})
-    names = query.compile(dialect=session.connection.dialect).positiontup or []
-    for first in range(0, len(entities), CHUNK_ROWS):
-        bounds = {"first": first, "last": first + CHUNK_ROWS - 1}
-        bound = [bounds.get(name, value) for name, value in zip(names, values, strict=True)]
-        rows = await session.raw_rows(sql, bound)
-        yield await asyncio.to_thread(
-            _chunk, session, entities.table.slice(first, CHUNK_ROWS), rows, layout, request
-        )
-    # Where this is not reached the transaction is rolled back, and the table with it.
-    await session.execute(sa.schema.DropTable(wanted))
+    first = 0
+    # One statement: in a transaction that others commit beside, each would see another state.
+    async for rows in session.stream(query, size=CHUNK_ROWS):
+        piece = entities.table.slice(first, len(rows))
+        first += len(rows)
+        yield await asyncio.to_thread(_chunk, session, piece, rows, layout, request)
+    if session.dialect.keeps_temporary_tables:
+        await session.execute(sa.schema.DropTable(wanted))
 
 
 async def _upload(session: Session, entities: Entities, request: Request) -> sa.Table:
@@ -66,7 +63,10 @@ async def _upload(session: Session, entities: Entities, request: Request) -> sa.
             for name, kind in stored.items()
         ),
         prefixes=["TEMPORARY"],
+        postgresql_on_commit="DROP",
     )
+    if dialect.keeps_temporary_tables:  # one may be left of a stream that was not read to its end
+        await session.execute(sa.schema.DropTable(table, if_exists=True))
     await session.execute(sa.schema.CreateTable(table))
     renamed = entities.keys.rename_columns(list(stored))
 
@@ -82,7 +82,7 @@ async def _upload(session: Session, entities: Entities, request: Request) -> sa.
 def _query(
     session: Session, wanted: sa.Table, request: Request
 ) -> tuple[sa.Select[Any], list[slice]]:
-    """The statement for rows ``first`` to ``last``, and where each join's columns stand."""
+    """The statement, in the order of the rows, and where each join's columns stand."""
     names = {column: f"k{i}" for i, column in enumerate(request.key_columns)}
     joined: sa.FromClause = wanted
     columns: list[sa.ColumnElement[Any]] = [wanted.c[ROW]]
@@ -97,11 +97,8 @@ def _query(
         ]
         layout.append(slice(start, len(columns)))
     labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]
-    query = sa.select(*labelled).select_from(joined)
-    bounds = wanted.c[ROW].between(
-        sa.bindparam("first", type_=sa.BigInteger), sa.bindparam("last", type_=sa.BigInteger)
-    )
-    return query.where(bounds), layout
+    query = sa.select(*labelled).select_from(joined).order_by(wanted.c[ROW])
+    return query.prefix_with(revision_mark(request.revision)), layout
 
 
 def _join(
@@ -131,8 +128,7 @@ def _chunk(
     layout: list[slice],
     request: Request,
 ) -> tuple[pa.Table, list[int]]:
-    ordered = sorted(rows, key=lambda row: row[0])
-    columns = list(zip(*ordered, strict=True))
+    columns = list(zip(*rows, strict=True))
     matched = [sum(time is not None for time in columns[part.start]) for part in layout]
     table = entities
     for output in request.outputs:
