@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import inspect
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +104,19 @@ def test_a_transaction_commits_as_one_or_not_at_all(sync_store: fs.sync.FeatureS
     with pytest.raises(ZeroDivisionError):
         fail()
     assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
+
+
+def test_leaving_the_program_inside_a_transaction_takes_it_back(
+    sync_store: fs.sync.FeatureStore,
+):
+    def leave() -> None:
+        with sync_store.transaction() as tx:
+            tx.push(view, [row(1, 5)])
+            sys.exit(3)
+
+    with pytest.raises(SystemExit):
+        leave()
+    assert sync_store.repository(view).count() == 0
 
 
 async def test_it_works_inside_a_running_loop_as_in_a_notebook(sync_store: fs.sync.FeatureStore):
