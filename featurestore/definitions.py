@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -199,11 +200,12 @@ class ParquetSource:
         return self.path  # type: ignore[return-value]
 
 
-class _Selectable:
+class _Selectable(ABC):
     """What a view and a selection of it share: choosing features, renaming, rekeying."""
 
+    @abstractmethod
     def _selection(self) -> FeatureSelection:
-        raise NotImplementedError
+        """The selection that this stands for."""
 
     def __getitem__(self, features: str | Sequence[str]) -> FeatureSelection:
         selection = self._selection()
