@@ -12,8 +12,6 @@ from featurestore.selection import Join, Request
 from featurestore.storage.dialect import Dialect, FoundRow
 from featurestore.types import FeatureType, TypeMismatch, ValueMismatch
 
-EntityRows = Sequence[Mapping[str, Any]]
-
 
 def entity_keys(entity_rows: Any, columns: Mapping[str, FeatureType]) -> list[dict[str, Any]]:
     """The join keys of each entity row, checked and normalised; other entries are left out.
