@@ -37,6 +37,7 @@ from featurestore.reports import (
     MaterializeReport,
     PushReport,
     QuarantinedRow,
+    StreamReport,
     UndoReport,
 )
 from featurestore.repository import FeatureRepository
@@ -104,6 +105,7 @@ __all__ = [
     "SourceError",
     "Status",
     "StoreUnavailableError",
+    "StreamReport",
     "String",
     "Timestamp",
     "TrainingSet",

@@ -5,27 +5,41 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 
-from featurestore.context import Context
+from featurestore.context import Context, TransactionContext
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.errors import DefinitionError, NotFoundError, SourceError
-from featurestore.ingest.pipeline import Job, is_arrow, load_arrow, load_files, push_rows
+from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES, Budget
+from featurestore.ingest.files import load_files
+from featurestore.ingest.job import FILES_AT_ONCE, Job
 from featurestore.ingest.progress import OnProgress
-from featurestore.ingest.sources import resolve_paths
+from featurestore.ingest.rows import is_arrow, load_arrow, push_rows
+from featurestore.ingest.sources import resolve_sources
+from featurestore.ingest.stream import MAX_ROWS, MAX_SECONDS, OnStream, Stream, check_stream
 from featurestore.ingest.writer import OnInvalid
 from featurestore.online.plan import OnlinePlan, OnlinePlans
 from featurestore.online.reading import assemble, entity_keys
 from featurestore.online.vectors import OnlineFeatures
-from featurestore.reports import IngestReport, LoadReport, PushReport
+from featurestore.reports import (
+    IngestReport,
+    LoadReport,
+    PushReport,
+    StreamReport,
+    UndoReport,
+    write_warnings,
+)
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features, Request, resolve
 from featurestore.storage.engine import Session
 from featurestore.storage.faults import LayoutChanged
+from featurestore.storage.ledger import find_load
+from featurestore.storage.upkeep import undo
 from featurestore.training.entities import Entities, prepare_entities
 from featurestore.training.sql import empty_answer, join_chunks
 from featurestore.training.training_set import TrainingSet
@@ -67,52 +81,123 @@ class Calls:
         on_invalid: OnInvalid = "raise",
         force: bool = False,
         progress: OnProgress | None = None,
+        commit_every: int | None = None,
+        files_at_once: int = FILES_AT_ONCE,
+        max_bytes_in_flight: int = MAX_BYTES_IN_FLIGHT,
+        max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> IngestReport:
         """Load Parquet or Arrow into a view: history, online and ledger, a transaction per file.
 
-        ``source`` is a path, glob, folder, a :class:`ParquetSource`, several of them, or any
+        ``source`` is a path, glob, folder, URL, a :class:`ParquetSource`, several of them, or any
         object with ``__arrow_c_stream__``; by default the view's own. Content that the view has
         already is skipped unless ``force``. Rows that do not fit raise
         :class:`InvalidRowsError` and nothing of their file is kept, or with
         ``on_invalid="quarantine"`` are set aside (:meth:`FeatureStore.rejected`).
+
+        ``commit_every`` commits a file every so many rows instead of once: where that breaks off,
+        the rows committed stay, and loading the file again goes on after them.
+        ``files_at_once`` files are loaded side by side on PostgreSQL; they commit in their order.
+        ``max_bytes_in_flight`` bounds what is held of files at any moment, in bytes, and
+        ``max_decoded_bytes`` what a row group may decode to (:class:`SourceError` beyond it).
         """
         if on_invalid not in ("raise", "quarantine"):
             raise DefinitionError(f"on_invalid={on_invalid!r}: it is 'raise' or 'quarantine'.")
+        _check_counts(
+            commit_every=1 if commit_every is None else commit_every,
+            files_at_once=files_at_once,
+            max_bytes_in_flight=max_bytes_in_flight,
+            max_decoded_bytes=max_decoded_bytes,
+        )
         started, name = time.perf_counter(), view_name(view)
         async with self._context.snapshot() as session:
             registered = (await self._context.catalog(session)).view(name).view
+            single_writer = session.dialect.single_writer
+        inside = isinstance(self._context, TransactionContext)
+        if inside and commit_every is not None:
+            raise DefinitionError("commit_every: inside a transaction nothing is committed before.")
+        if inside or single_writer or commit_every is not None:
+            files_at_once = 1
         given = source if isinstance(source, ParquetSource) else registered.source
-        mapping = {} if given is None else given.field_mapping
-        job = self._job(name, on_invalid, force, mapping, progress)
+        job = replace(
+            self._job(name, on_invalid, force),
+            mapping={} if given is None else given.field_mapping,
+            progress=progress,
+            commit_every=commit_every,
+            budget=Budget.of(max_bytes_in_flight, max_decoded_bytes),
+        )
         if is_arrow(source):
             loads = [await load_arrow(job, source)]
         else:
-            loads = await load_files(job, await resolve_paths(_paths(source, registered)))
+            files = await resolve_sources(_paths(source, registered))
+            at_once = min(files_at_once, max(len(files), 1))
+            budget = Budget.of(max_bytes_in_flight // at_once, max_decoded_bytes)
+            job = replace(job, files_at_once=at_once, budget=budget)
+            loads = await load_files(job, files)
         return IngestReport(name, tuple(loads), time.perf_counter() - started, _warnings(loads))
 
     async def push(self, view: ViewName, rows: Any) -> PushReport:
         """Write rows (mappings, or any Arrow-compatible table): durable and readable online
         when this returns."""
         name = view_name(view)
-        report = await push_rows(self._job(name, "raise", True, {}, None), rows)
+        report = await push_rows(self._job(name, "raise", True), rows)
         return PushReport(name, report.load_id, report.rows_written, report.rows_future)
 
-    def _job(
+    async def push_stream(
         self,
-        name: str,
-        on_invalid: OnInvalid,
-        force: bool,
-        mapping: Mapping[str, str],
-        progress: OnProgress | None,
-    ) -> Job:
+        view: ViewName,
+        source: AsyncIterable[Any],
+        *,
+        max_rows: int = MAX_ROWS,
+        max_seconds: float = MAX_SECONDS,
+        on_invalid: OnInvalid = "raise",
+        progress: OnStream | None = None,
+    ) -> StreamReport:
+        """Write what an async iterator gives, until it ends: rows (mappings), lists of rows,
+        Arrow batches or tables, mixed even.
+
+        Rows are gathered into micro-batches of at most ``max_rows``, each written by a push of
+        its own, in the order in which they came. A row waits ``max_seconds`` at most for others;
+        with 0, what has come is written whenever the database is free. The source is asked for
+        more only while fewer than ``max_rows`` rows wait, beside those being written.
+        ``progress`` is called after each micro-batch with the report so far.
+
+        An error of the source is raised once the rows before it are written, and a row that does
+        not fit raises :class:`InvalidRowsError` with its number within the stream, once those
+        before it are; a note on the error says how many they are. With
+        ``on_invalid="quarantine"`` such a row is set aside (:meth:`FeatureStore.rejected`,
+        counted within its micro-batch), one with an unknown or missing name too, and the stream
+        goes on. Cancelled, the rows that wait are dropped, and of the micro-batch being written
+        all or nothing is kept. The source is closed (``aclose``) in any case.
+        """
+        check_stream(source, max_rows, max_seconds, on_invalid)
+        name = view_name(view)
+        async with self._context.snapshot() as session:
+            (await self._context.catalog(session)).view(name)  # before the source is asked
+        inside = isinstance(self._context, TransactionContext)
+        return await Stream(
+            self._job(name, on_invalid, True),
+            name,
+            source,
+            max_rows=max_rows,
+            max_seconds=max_seconds,
+            progress=progress,
+            kept="they stay if the transaction around it commits" if inside else "they stay",
+        ).run()
+
+    def _job(self, name: str, on_invalid: OnInvalid, force: bool) -> Job:
         return Job(
             begin=lambda: self._context.writing(name),
+            undo=lambda load_id: self._undo(name, load_id),
             skew=self._context.skew,
             on_invalid=on_invalid,
             force=force,
-            mapping=mapping,
-            progress=progress,
         )
+
+    async def _undo(self, name: str, load_id: int) -> UndoReport:
+        async with self._context.exclusive(name) as (session, view):
+            catalog = await self._context.catalog(session)
+            _, row = await find_load(session, catalog, load_id)
+            return await undo(session, view, row, self._context.skew)
 
     def repository(self, view: ViewName) -> FeatureRepository:
         """The async repository over one view."""
@@ -244,6 +329,12 @@ async def _here_or_aside(aside: bool, work: Callable[..., T], *arguments: Any) -
     return await asyncio.to_thread(work, *arguments) if aside else work(*arguments)
 
 
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise DefinitionError(f"{name}={count!r}: it is a whole number of 1 or more.")
+
+
 def _paths(source: Any, view: FeatureView) -> list[str]:
     if source is None:
         if view.source is None:
@@ -264,12 +355,6 @@ def _paths(source: Any, view: FeatureView) -> list[str]:
 
 
 def _warnings(loads: Sequence[LoadReport]) -> tuple[str, ...]:
-    warnings = []
-    if future := sum(load.rows_future for load in loads):
-        warnings.append(
-            f"{future:,} rows lie ahead of the database's clock: they are in history, and come "
-            f"online with the first materialize, or write to their key, after their time"
-        )
-    if rejected := sum(load.rows_rejected for load in loads):
-        warnings.append(f"{rejected:,} invalid rows were set aside in quarantine")
-    return tuple(warnings)
+    return write_warnings(
+        sum(load.rows_future for load in loads), sum(load.rows_rejected for load in loads)
+    )

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.types import FeatureType, is_key_type
+from featurestore.urls import without_secrets
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -163,7 +164,7 @@ class Field:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ParquetSource:
     """Parquet that a view is loaded from: a file, glob, folder or URL, or several of them.
 
@@ -198,6 +199,12 @@ class ParquetSource:
     def paths(self) -> tuple[str, ...]:
         """What ``path`` named, as a tuple of one or more."""
         return self.path  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        """As it was written, without what is secret in a URL: plans and errors print it."""
+        shown = [without_secrets(path) for path in self.paths]
+        mapping = f", field_mapping={self.field_mapping!r}" if self.field_mapping else ""
+        return f"ParquetSource({(shown[0] if len(shown) == 1 else shown)!r}{mapping})"
 
 
 class _Selectable(ABC):

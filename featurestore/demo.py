@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 from sqlalchemy import make_url
 
-from featurestore.definitions import Entity, FeatureService, FeatureView
+from featurestore.definitions import Entity, FeatureService, FeatureView, check_name
 from featurestore.errors import FeatureStoreError
 from featurestore.online.vectors import Status
 from featurestore.store import FeatureStore
@@ -82,14 +82,19 @@ class DemoResult:
 
 
 async def run_demo(
-    url: str | None = None, *, folder: str | Path = FOLDER, console: Console | None = None
+    url: str | None = None,
+    *,
+    project: str = "default",
+    folder: str | Path = FOLDER,
+    console: Console | None = None,
 ) -> DemoResult:
     """Run the demo in ``folder``, which it makes; printing on ``console``.
 
-    The database is ``url``, else ``FEATURESTORE_URL``, else SQLite in the folder. A second run
-    finds its rows there and loads nothing. Raises :class:`DemoUnavailableError` where packages are
-    missing, and whatever the store raises.
+    The database is ``url``, else ``FEATURESTORE_URL``, else SQLite in the folder. A second run of
+    the same ``project`` finds its rows there and loads nothing. Raises
+    :class:`DemoUnavailableError` where packages are missing, and whatever the store raises.
     """
+    check_name("project", project)
     started = time.perf_counter()
     folder = Path(folder)
     screen = _Screen(console or Console())
@@ -97,7 +102,8 @@ async def run_demo(
 
     await _prepare(screen, example)
     own = f"sqlite:///{example.file(DATABASE)}"
-    async with FeatureStore(url or os.environ.get("FEATURESTORE_URL") or own) as store:
+    named = url or os.environ.get("FEATURESTORE_URL") or own
+    async with FeatureStore(named, project=project) as store:
         await _register(screen, example, store)
         rows_loaded = await _load(screen, example, store)
         training = await _training_set(screen, example, store)
@@ -105,7 +111,7 @@ async def run_demo(
         callers = await asyncio.to_thread(_callers, training.frame)
         before, after = await _serve(screen, store, learned.model, callers)
     seconds = time.perf_counter() - started
-    commands = await asyncio.to_thread(_what_next, folder, url)
+    commands = await asyncio.to_thread(_what_next, folder, url, project)
     screen.farewell(seconds, commands)
     return DemoResult(
         flights=len(training.frame),
@@ -368,15 +374,17 @@ async def _reads_per_second(store: FeatureStore, callers: list[dict[str, Any]]) 
 # --- afterwards ------------------------------------------------------------------------------
 
 
-def _what_next(folder: Path, url: str | None) -> tuple[str, ...]:
-    run = _runner(folder)
+def _what_next(folder: Path, url: str | None, project: str) -> tuple[str, ...]:
+    command = f"{_runner(folder)}featurestore"
+    if project != "default":
+        command += f" --project {project}"
     keys = " ".join(f"{key}={FLIGHT[key]}" for key in ("origin", "tailnum", "carrier"))
     return (
         f"cd {folder.as_posix()}",
         *_export(url),
-        f"{run}featurestore online arrival_delay {keys}",
-        f"{run}featurestore loads",
-        f"{run}featurestore training-set data/flights.parquet arrival_delay --out training.parquet",
+        f"{command} online arrival_delay {keys}",
+        f"{command} loads",
+        f"{command} training-set data/flights.parquet arrival_delay --out training.parquet",
     )
 
 

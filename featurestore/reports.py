@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+
+def write_warnings(rows_future: int, rows_rejected: int) -> tuple[str, ...]:
+    """What a report says of rows ahead of the clock, and of rows in quarantine."""
+    warnings = []
+    if rows_future:
+        warnings.append(
+            f"{rows_future:,} rows lie ahead of the database's clock: they are in history, and "
+            f"come online with the first materialize, or write to their key, after their time"
+        )
+    if rows_rejected:
+        warnings.append(f"{rows_rejected:,} invalid rows were set aside in quarantine")
+    return tuple(warnings)
 
 
 @dataclass(frozen=True)
@@ -12,6 +26,8 @@ class LoadReport:
 
     ``skipped`` says that the same content was there already; ``load_id`` is then the load that
     brought it. ``rows_future`` counts rows too far ahead of the database's clock to be online.
+    ``rows_before`` rows had been read by an earlier call, which broke off (``commit_every``): this
+    one went on after them, and its other figures are of this call alone.
     """
 
     load_id: int
@@ -22,11 +38,27 @@ class LoadReport:
     rows_rejected: int
     rows_future: int
     seconds: float
+    rows_before: int = 0
+
+    @property
+    def note(self) -> str:
+        """What is particular about it, in a few words; mostly nothing."""
+        if self.skipped:
+            return "skipped: loaded before"
+        notes = []
+        if self.rows_before:
+            notes.append(f"from row {self.rows_before:,}")
+        if self.rows_future:
+            notes.append(f"{self.rows_future:,} in the future")
+        return ", ".join(notes)
 
 
 @dataclass(frozen=True)
 class IngestReport:
-    """What an ingest did, in all and per file (``loads``), in ``seconds`` of wall time."""
+    """What an ingest did, in all and per file (``loads``), in ``seconds`` of wall time.
+
+    Printing it shows a short table: 80 columns and 20 files, long names and lists cut.
+    """
 
     view: str
     loads: tuple[LoadReport, ...]
@@ -51,21 +83,43 @@ class IngestReport:
         return sum(load.rows_future for load in self.loads)
 
     def __str__(self) -> str:
-        width = max([len(load.source) for load in self.loads] + [6])
-        heads = f"{'load':>8}  {'read':>12}  {'written':>12}  {'rejected':>9}"
-        lines = [f"{'source':<{width}}  {heads}"]
-        for load in self.loads:
-            number = "skipped" if load.skipped else str(load.load_id)
-            lines.append(
-                f"{load.source:<{width}}  {number:>8}  {load.rows_read:>12,}  "
-                f"{load.rows_written:>12,}  {load.rows_rejected:>9,}"
-            )
+        lines = _table(self.loads)
         rate = self.rows_written / self.seconds if self.seconds else 0.0
         lines.append(
             f"{self.view}: {self.rows_written:,} rows in {self.seconds:.2f} s ({rate:,.0f} rows/s)"
         )
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(lines)
+
+
+_COLUMNS = 80
+_SHOWN = 20
+_SHORTEST = 16
+
+
+def _table(loads: Sequence[LoadReport]) -> list[str]:
+    """The loads as lines, those in the middle of very many left out."""
+    half = _SHOWN // 2
+    shown = loads if len(loads) <= _SHOWN else (*loads[:half], *loads[-half:])
+    rows: list[tuple[str, ...]] = [("source", "load", "read", "written", "rejected", "note")]
+    for load in shown:
+        counts = (f"{count:,}" for count in (load.rows_read, load.rows_written, load.rows_rejected))
+        rows.append((load.source, str(load.load_id), *counts, load.note))
+    numbers = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:-1]]
+    beside = sum(numbers) + 2 * len(numbers)
+    if notes := max(len(load.note) for load in shown) if shown else 0:
+        beside += 2 + notes
+    room = max(_COLUMNS - beside, _SHORTEST)
+    sources = [one if len(one) <= room else f"…{one[1 - room :]}" for one, *_ in rows]
+    width = max(map(len, sources))
+    lines = []
+    for source, (_, *cells, note) in zip(sources, rows, strict=True):
+        right = (f"{cell:>{size}}" for cell, size in zip(cells, numbers, strict=True))
+        line = "  ".join([f"{source:<{width}}", *right, note if notes else ""])
+        lines.append(line.rstrip())
+    if len(shown) < len(loads):
+        lines.insert(half + 1, f"… and {len(loads) - len(shown):,} more")
+    return lines
 
 
 @dataclass(frozen=True)
@@ -76,6 +130,49 @@ class PushReport:
     load_id: int
     rows_written: int
     rows_future: int = 0
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """What a stream brought: its rows are durable, in ``batches`` transactions of their own.
+
+    Each of them is a load; their numbers lie between ``first_load_id`` and ``last_load_id``
+    (None where nothing came), among those of other writers. ``rows_future`` counts rows too far
+    ahead of the database's clock to be online. ``seconds`` is wall time, waiting included.
+    """
+
+    view: str
+    batches: int = 0
+    rows_written: int = 0
+    rows_rejected: int = 0
+    rows_future: int = 0
+    first_load_id: int | None = None
+    last_load_id: int | None = None
+    seconds: float = 0.0
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of the stream that were written or set aside."""
+        return self.rows_written + self.rows_rejected
+
+    def __str__(self) -> str:
+        loads = "-" if not self.batches else f"{self.first_load_id} to {self.last_load_id}"
+        lines = [
+            f"{'batches':>8}  {'read':>12}  {'written':>12}  {'rejected':>9}  loads",
+            f"{self.batches:>8,}  {self.rows_read:>12,}  {self.rows_written:>12,}  "
+            f"{self.rows_rejected:>9,}  {loads}",
+        ]
+        rate = self.rows_written / self.seconds if self.seconds else 0.0
+        lines.append(
+            f"{self.view}: {self.rows_written:,} rows in {self.seconds:.2f} s ({rate:,.0f} rows/s)"
+        )
+        lines += [f"warning: {warning}" for warning in self.warnings]
+        return "\n".join(lines)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of the rows needs a look: those ahead of the clock, and those set aside."""
+        return write_warnings(self.rows_future, self.rows_rejected)
 
 
 @dataclass(frozen=True)
@@ -96,6 +193,9 @@ class Load:
 
     Its rows have the arrivals ``first_arrival`` to ``last_arrival``, both inclusive (None where
     it wrote none). ``undone_at`` is set once :meth:`FeatureStore.undo_load` took it back.
+    ``rows_total`` is what its file holds, None where the source did not say: of a load in steps
+    (``commit_every``) that was broken off, ``rows_read`` are in, and loading the file again goes
+    on from there.
     """
 
     load_id: int
@@ -111,16 +211,44 @@ class Load:
     started_at: dt.datetime
     finished_at: dt.datetime
     undone_at: dt.datetime | None
+    rows_total: int | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all rows of the source were read."""
+        return self.rows_total is None or self.rows_read == self.rows_total
 
 
 @dataclass(frozen=True)
 class UndoReport:
-    """What undoing a load did: rows taken from history, keys whose online row changed."""
+    """What undoing a load did, in history and online.
+
+    ``rows_removed`` rows left history. Of the keys whose online row the load had brought,
+    ``keys_changed`` went back to an older value and ``keys_removed`` have none any more. All
+    other keys had newer values from elsewhere, and kept them.
+    """
 
     load_id: int
     view: str
     rows_removed: int
     keys_changed: int
+    keys_removed: int
+
+    def __str__(self) -> str:
+        changes = []
+        if self.keys_changed:
+            changes.append(f"{_keys(self.keys_changed)} back to an older value")
+        if self.keys_removed:
+            changes.append(f"{_keys(self.keys_removed)} gone")
+        rows = f"{self.rows_removed:,} {'row' if self.rows_removed == 1 else 'rows'}"
+        return (
+            f"Load {self.load_id} is undone: {rows} of {self.view} removed; online, "
+            f"{' and '.join(changes) or 'nothing changed'}."
+        )
+
+
+def _keys(count: int) -> str:
+    return "1 key is" if count == 1 else f"{count:,} keys are"
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ from featurestore.errors import DefinitionError
 from featurestore.reports import Load, MaterializeReport, QuarantinedRow, UndoReport
 from featurestore.repository import moment
 from featurestore.storage import ledger, migrations, schema, upkeep
-from featurestore.storage.engine import Database, uninterrupted
+from featurestore.storage.engine import Database
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
+from featurestore.storage.waiting import uninterrupted
 
 
 class FeatureStore(Calls):
@@ -178,30 +179,42 @@ class FeatureStore(Calls):
                 )
         return MaterializeReport(changed, time.perf_counter() - began)
 
-    async def loads(self, view: ViewName | None = None) -> list[Load]:
-        """The ledger: every load of the view, or of the project, oldest first."""
+    async def loads(
+        self,
+        view: ViewName | None = None,
+        *,
+        load_id: int | None = None,
+        limit: int | None = None,
+    ) -> list[Load]:
+        """The ledger: every load of the view, or of the project, oldest first; only the one
+        numbered ``load_id``, or the latest ``limit``."""
         name = None if view is None else view_name(view)
-        async with self._context.snapshot() as session:
-            return await ledger.list_loads(session, await self._context.catalog(session), name)
-
-    async def rejected(
-        self, load_id: int | None = None, view: ViewName | None = None
-    ) -> list[QuarantinedRow]:
-        """Rows that loads with ``on_invalid="quarantine"`` have set aside, in file order."""
-        name = None if view is None else view_name(view)
+        _check_limit(limit)
         async with self._context.snapshot() as session:
             catalog = await self._context.catalog(session)
-            return await ledger.list_rejected(session, catalog, load_id, name)
+            return await ledger.list_loads(session, catalog, name, load_id, limit)
+
+    async def rejected(
+        self,
+        load_id: int | None = None,
+        view: ViewName | None = None,
+        *,
+        limit: int | None = None,
+    ) -> list[QuarantinedRow]:
+        """Rows that loads with ``on_invalid="quarantine"`` have set aside, in file order; the
+        latest ``limit`` of them. Without a limit it takes as much memory as they need."""
+        name = None if view is None else view_name(view)
+        _check_limit(limit)
+        async with self._context.snapshot() as session:
+            catalog = await self._context.catalog(session)
+            return await ledger.list_rejected(session, catalog, load_id, name, limit)
 
     async def undo_load(self, load_id: int) -> UndoReport:
         """Take one load's rows back out, online included; its file can be loaded again."""
         async with self._context.snapshot() as session:
             catalog = await self._context.catalog(session)
             name = (await ledger.find_load(session, catalog, load_id))[0].name
-        async with self._context.exclusive(name) as (session, view):
-            catalog = await self._context.catalog(session)
-            _, row = await ledger.find_load(session, catalog, load_id)
-            return await upkeep.undo(session, view, row, self._context.skew)
+        return await self._undo(name, load_id)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
@@ -217,6 +230,12 @@ class FeatureStore(Calls):
 
 class Transaction(Calls):
     """The calls of a store inside one transaction. Made by :meth:`FeatureStore.transaction`."""
+
+
+def _check_limit(limit: object) -> None:
+    whole = isinstance(limit, int) and not isinstance(limit, bool)
+    if limit is not None and not (whole and 0 <= limit < 2**63):  # type: ignore[operator]
+        raise DefinitionError(f"limit={limit!r}: it is a whole number of 0 or more, or None.")
 
 
 def _listed(definitions: Definition | Iterable[Definition]) -> list[Definition]:

@@ -12,15 +12,11 @@ Example::
 
 from __future__ import annotations
 
-import asyncio
-import atexit
 import datetime as dt
-import os
-import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -30,15 +26,20 @@ from featurestore import calls, repository
 from featurestore import store as store_module
 from featurestore.calls import Engine, ViewName
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView
+from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES
+from featurestore.ingest.job import FILES_AT_ONCE
 from featurestore.ingest.progress import OnProgress
+from featurestore.ingest.stream import MAX_ROWS, MAX_SECONDS, OnStream
 from featurestore.ingest.writer import OnInvalid
 from featurestore.online.vectors import OnlineFeatures
+from featurestore.portal import entered, feed, iterate, portal
 from featurestore.reports import (
     IngestReport,
     Load,
     MaterializeReport,
     PushReport,
     QuarantinedRow,
+    StreamReport,
     UndoReport,
 )
 from featurestore.selection import Features
@@ -46,136 +47,6 @@ from featurestore.storage.planning import Plan
 from featurestore.training.training_set import TrainingSet
 
 __all__ = ["FeatureRepository", "FeatureStore", "Transaction"]
-
-T = TypeVar("T")
-
-_STOP_SECONDS = 10.0
-
-
-class _Portal:
-    """A loop in a daemon thread, made at the first call; after a fork, made anew."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._process = 0
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._process != os.getpid():
-                self._loop = asyncio.new_event_loop()
-                self._process = os.getpid()
-                self._thread = threading.Thread(
-                    target=self._loop.run_forever, name="featurestore-sync", daemon=True
-                )
-                self._thread.start()
-                atexit.register(self._stop, self._loop, self._thread)
-            return self._loop
-
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the portal's loop and wait; Ctrl-C cancels it and waits for its end."""
-        loop = self._running()
-        done = threading.Event()
-
-        async def run() -> T:
-            try:
-                return await work
-            finally:
-                done.set()
-
-        future = asyncio.run_coroutine_threadsafe(run(), loop)
-        try:
-            return future.result()
-        except KeyboardInterrupt:
-            if future.cancel():
-                done.wait(_STOP_SECONDS)
-            raise
-
-    @staticmethod
-    def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-        if thread.is_alive():
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join(_STOP_SECONDS)
-        if not thread.is_alive():
-            loop.close()
-
-
-_portal = _Portal()
-
-
-def _iterate(batches: AsyncIterator[T]) -> Iterator[T]:
-    """An async iterator as a plain one; leaving it early closes it on its loop."""
-    end = object()
-
-    async def pull() -> Any:
-        return await anext(batches, end)
-
-    async def close() -> None:
-        if hasattr(batches, "aclose"):
-            await batches.aclose()
-
-    try:
-        while (item := _portal.call(pull())) is not end:
-            yield item
-    finally:
-        _portal.call(close())
-
-
-class _Left(Exception):
-    """The block around an async context manager was left by an error."""
-
-
-@contextmanager
-def _entered(manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
-    """An async context manager as a plain one.
-
-    It is entered and left in one task: cancellation scopes and locks belong to a task.
-    """
-
-    async def start() -> tuple[asyncio.Future[Any], asyncio.Future[Any], asyncio.Task[None]]:
-        loop = asyncio.get_running_loop()
-        entered: asyncio.Future[Any] = loop.create_future()
-        leave: asyncio.Future[Any] = loop.create_future()
-
-        async def hold() -> None:
-            try:
-                async with manager as value:
-                    entered.set_result(value)
-                    await leave
-            except BaseException as error:
-                if not entered.done():
-                    entered.set_exception(error)
-                    return
-                raise
-
-        return entered, leave, loop.create_task(hold())
-
-    entered, leave, task = _portal.call(start())
-
-    async def value() -> T:
-        result: T = await entered
-        return result
-
-    async def finish(*, failed: bool) -> None:
-        if not failed:
-            leave.set_result(None)
-            await task
-            return
-        # The caller's own error stays in the caller's thread: SystemExit would end the loop.
-        leave.set_exception(_Left())
-        try:
-            await task
-        except _Left:
-            return
-
-    result = _portal.call(value())
-    try:
-        yield result
-    except BaseException:
-        _portal.call(finish(failed=True))
-        raise
-    _portal.call(finish(failed=False))
 
 
 class _Calls:
@@ -191,15 +62,54 @@ class _Calls:
         on_invalid: OnInvalid = "raise",
         force: bool = False,
         progress: OnProgress | None = None,
+        commit_every: int | None = None,
+        files_at_once: int = FILES_AT_ONCE,
+        max_bytes_in_flight: int = MAX_BYTES_IN_FLIGHT,
+        max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> IngestReport:
         """See :meth:`featurestore.FeatureStore.ingest`."""
-        return _portal.call(
-            self._async.ingest(view, source, on_invalid=on_invalid, force=force, progress=progress)
+        return portal.call(
+            self._async.ingest(
+                view,
+                source,
+                on_invalid=on_invalid,
+                force=force,
+                progress=progress,
+                commit_every=commit_every,
+                files_at_once=files_at_once,
+                max_bytes_in_flight=max_bytes_in_flight,
+                max_decoded_bytes=max_decoded_bytes,
+            )
         )
 
     def push(self, view: ViewName, rows: Any) -> PushReport:
         """See :meth:`featurestore.FeatureStore.push`."""
-        return _portal.call(self._async.push(view, rows))
+        return portal.call(self._async.push(view, rows))
+
+    def push_stream(
+        self,
+        view: ViewName,
+        source: Iterable[Any],
+        *,
+        max_rows: int = MAX_ROWS,
+        max_seconds: float = MAX_SECONDS,
+        on_invalid: OnInvalid = "raise",
+        progress: OnStream | None = None,
+    ) -> StreamReport:
+        """See :meth:`featurestore.FeatureStore.push_stream`. ``source`` is an ordinary iterator,
+        read in the caller's thread: rows that wait are written while it takes its time, and an
+        error of the store is raised when it has given its next item."""
+        return feed(
+            lambda items: self._async.push_stream(
+                view,
+                items,
+                max_rows=max_rows,
+                max_seconds=max_seconds,
+                on_invalid=on_invalid,
+                progress=progress,
+            ),
+            source,
+        )
 
     def repository(self, view: ViewName) -> FeatureRepository:
         """See :meth:`featurestore.FeatureStore.repository`."""
@@ -213,7 +123,7 @@ class _Calls:
         full_feature_names: bool = False,
     ) -> OnlineFeatures:
         """See :meth:`featurestore.FeatureStore.get_online_features`."""
-        return _portal.call(
+        return portal.call(
             self._async.get_online_features(
                 features, entity_rows, full_feature_names=full_feature_names
             )
@@ -229,7 +139,7 @@ class _Calls:
         full_feature_names: bool = False,
     ) -> TrainingSet:
         """See :meth:`featurestore.FeatureStore.get_historical_features`."""
-        return _portal.call(
+        return portal.call(
             self._async.get_historical_features(
                 entity_df,
                 features,
@@ -249,7 +159,7 @@ class _Calls:
         full_feature_names: bool = False,
     ) -> Iterator[pa.RecordBatch]:
         """See :meth:`featurestore.FeatureStore.stream_historical_features`."""
-        return _iterate(
+        return iterate(
             self._async.stream_historical_features(
                 entity_df,
                 features,
@@ -299,45 +209,45 @@ class FeatureStore(_Calls):
 
     def close(self) -> None:
         """See :meth:`featurestore.FeatureStore.close`."""
-        _portal.call(self._async.close())
+        portal.call(self._async.close())
 
     def migrate(self) -> tuple[str | None, str]:
         """See :meth:`featurestore.FeatureStore.migrate`."""
-        return _portal.call(self._async.migrate())
+        return portal.call(self._async.migrate())
 
     def plan(self, definitions: Definition | Iterable[Definition]) -> Plan:
         """See :meth:`featurestore.FeatureStore.plan`."""
-        return _portal.call(self._async.plan(definitions))
+        return portal.call(self._async.plan(definitions))
 
     def apply(
         self, definitions: Definition | Iterable[Definition], *, allow: Iterable[str] = ()
     ) -> Plan:
         """See :meth:`featurestore.FeatureStore.apply`."""
-        return _portal.call(self._async.apply(definitions, allow=allow))
+        return portal.call(self._async.apply(definitions, allow=allow))
 
     def list_entities(self) -> list[Entity]:
         """See :meth:`featurestore.FeatureStore.list_entities`."""
-        return _portal.call(self._async.list_entities())
+        return portal.call(self._async.list_entities())
 
     def list_views(self) -> list[FeatureView]:
         """See :meth:`featurestore.FeatureStore.list_views`."""
-        return _portal.call(self._async.list_views())
+        return portal.call(self._async.list_views())
 
     def list_services(self) -> list[FeatureService]:
         """See :meth:`featurestore.FeatureStore.list_services`."""
-        return _portal.call(self._async.list_services())
+        return portal.call(self._async.list_services())
 
     def get_entity(self, name: str) -> Entity:
         """See :meth:`featurestore.FeatureStore.get_entity`."""
-        return _portal.call(self._async.get_entity(name))
+        return portal.call(self._async.get_entity(name))
 
     def get_view(self, name: str) -> FeatureView:
         """See :meth:`featurestore.FeatureStore.get_view`."""
-        return _portal.call(self._async.get_view(name))
+        return portal.call(self._async.get_view(name))
 
     def get_service(self, name: str) -> FeatureService:
         """See :meth:`featurestore.FeatureStore.get_service`."""
-        return _portal.call(self._async.get_service(name))
+        return portal.call(self._async.get_service(name))
 
     def materialize(
         self,
@@ -347,26 +257,36 @@ class FeatureStore(_Calls):
         end: dt.datetime | None = None,
     ) -> MaterializeReport:
         """See :meth:`featurestore.FeatureStore.materialize`."""
-        return _portal.call(self._async.materialize(views, start=start, end=end))
+        return portal.call(self._async.materialize(views, start=start, end=end))
 
-    def loads(self, view: ViewName | None = None) -> list[Load]:
+    def loads(
+        self,
+        view: ViewName | None = None,
+        *,
+        load_id: int | None = None,
+        limit: int | None = None,
+    ) -> list[Load]:
         """See :meth:`featurestore.FeatureStore.loads`."""
-        return _portal.call(self._async.loads(view))
+        return portal.call(self._async.loads(view, load_id=load_id, limit=limit))
 
     def rejected(
-        self, load_id: int | None = None, view: ViewName | None = None
+        self,
+        load_id: int | None = None,
+        view: ViewName | None = None,
+        *,
+        limit: int | None = None,
     ) -> list[QuarantinedRow]:
         """See :meth:`featurestore.FeatureStore.rejected`."""
-        return _portal.call(self._async.rejected(load_id, view))
+        return portal.call(self._async.rejected(load_id, view, limit=limit))
 
     def undo_load(self, load_id: int) -> UndoReport:
         """See :meth:`featurestore.FeatureStore.undo_load`."""
-        return _portal.call(self._async.undo_load(load_id))
+        return portal.call(self._async.undo_load(load_id))
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
         """See :meth:`featurestore.FeatureStore.transaction`."""
-        with _entered(self._async.transaction()) as inner:
+        with entered(self._async.transaction()) as inner:
             yield Transaction(inner)
 
 
@@ -386,21 +306,21 @@ class FeatureRepository:
 
     def get(self, **keys: Any) -> dict[str, Any] | None:
         """See :meth:`featurestore.FeatureRepository.get`."""
-        return _portal.call(self._async.get(**keys))
+        return portal.call(self._async.get(**keys))
 
     def get_many(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
         """See :meth:`featurestore.FeatureRepository.get_many`."""
-        return _portal.call(self._async.get_many(rows))
+        return portal.call(self._async.get_many(rows))
 
     def upsert(self, rows: Any) -> PushReport:
         """See :meth:`featurestore.FeatureRepository.upsert`."""
-        return _portal.call(self._async.upsert(rows))
+        return portal.call(self._async.upsert(rows))
 
     def history(
         self, start: dt.datetime | None = None, end: dt.datetime | None = None, **keys: Any
     ) -> pa.Table:
         """See :meth:`featurestore.FeatureRepository.history`."""
-        return _portal.call(self._async.history(start, end, **keys))
+        return portal.call(self._async.history(start, end, **keys))
 
     def scan(
         self,
@@ -409,12 +329,12 @@ class FeatureRepository:
         batch_size: int = repository.SCAN_ROWS,
     ) -> Iterator[pa.RecordBatch]:
         """See :meth:`featurestore.FeatureRepository.scan`."""
-        return _iterate(self._async.scan(start, end, batch_size))
+        return iterate(self._async.scan(start, end, batch_size))
 
     def count(self) -> int:
         """See :meth:`featurestore.FeatureRepository.count`."""
-        return _portal.call(self._async.count())
+        return portal.call(self._async.count())
 
     def delete(self, **keys: Any) -> int:
         """See :meth:`featurestore.FeatureRepository.delete`."""
-        return _portal.call(self._async.delete(**keys))
+        return portal.call(self._async.delete(**keys))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import datetime as dt
-import decimal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ import pyarrow.compute as pc
 from featurestore.errors import SchemaMismatchError
 from featurestore.ingest.casts import Bad, cast
 from featurestore.ingest.layout import Layout
+from featurestore.ingest.rejected import Rejected, RejectedRows, as_json
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT
 from featurestore.types import (
     MAX_ENTITY_BYTES,
@@ -31,38 +30,37 @@ from featurestore.types import (
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """A row that does not fit: its number within the file or call, why, and what it held."""
-
-    row: int
-    reason: str
-    values: dict[str, Any]
-    entity: list[Any] | None
-
-
-@dataclass(frozen=True)
 class Conformed:
     """The rows of a batch that fit, as history's columns without arrivals, and the others."""
 
     batch: pa.RecordBatch
-    rejected: tuple[Rejected, ...]
+    rejected: Sequence[Rejected]
     rows_read: int
 
 
 def conform_arrow(
-    batch: pa.RecordBatch, layout: Layout, columns: Mapping[str, str], first_row: int, where: str
+    batch: pa.RecordBatch,
+    layout: Layout,
+    columns: Mapping[str, str],
+    first_row: int,
+    where: str,
+    constants: Mapping[str, pa.Scalar] | None = None,
 ) -> Conformed:
     """Check and cast a batch; ``columns`` maps the view's names to the batch's.
 
-    ``first_row`` is the number of the batch's first row within its file, for messages.
+    ``first_row`` is the number of the batch's first row within its file, for messages;
+    ``constants`` are columns of one value that the batch itself lacks.
     """
     arrays: dict[str, pa.Array] = {}
     bads: list[Bad] = []
     for name, kind in layout.incoming.items():
-        if name not in columns:
+        if name in columns:
+            source = batch.column(batch.schema.get_field_index(columns[name]))
+        elif constants and name in constants:
+            source = pa.repeat(constants[name], batch.num_rows)
+        else:
             arrays[name] = pa.nulls(batch.num_rows, kind.arrow)
             continue
-        source = batch.column(batch.schema.get_field_index(columns[name]))
         arrays[name], wrong = _column(source, name, kind, layout, where)
         bads += [(mask, f"{name} {reason}") for mask, reason in wrong]
     bads += _entity_size(arrays, layout)
@@ -70,11 +68,13 @@ def conform_arrow(
     if not bads:
         return Conformed(stored, (), batch.num_rows)
     reasons = _reasons(bads)
-    rejected = tuple(
-        Rejected(
-            first_row + index, reason, _raw(batch, columns, index), _entity(arrays, layout, index)
-        )
-        for index, reason in reasons.items()
+    bad = pa.array(list(reasons), pa.int64())
+    raw = {name: batch.column(batch.schema.get_field_index(columns[name])) for name in columns}
+    rejected = RejectedRows(
+        [first_row + index for index in reasons],
+        list(reasons.values()),
+        {name: column.take(bad) for name, column in raw.items()},
+        {key: arrays[key].take(bad) for key in layout.view.join_keys},
     )
     keep = pa.array([index not in reasons for index in range(batch.num_rows)], pa.bool_())
     return Conformed(stored.filter(keep), rejected, batch.num_rows)
@@ -132,65 +132,25 @@ def _reasons(bads: Sequence[Bad]) -> dict[int, str]:
     return {index: "; ".join(reasons[index]) for index in sorted(reasons)}
 
 
-def _raw(batch: pa.RecordBatch, columns: Mapping[str, str], index: int) -> dict[str, Any]:
-    found = {}
-    for name, source in columns.items():
-        array = batch.column(batch.schema.get_field_index(source))
-        found[name] = _readable(array, index)
-    return found
-
-
-def _readable(array: pa.Array, index: int) -> Any:
-    try:
-        return as_json(array[index].as_py())
-    except (ValueError, OverflowError):  # text that is none, a time that Python has no value for
-        if pa.types.is_string(array.type):
-            return as_json(array.slice(index, 1).cast(pa.binary())[0].as_py())
-        return f"a {array.type} that Python has no value for"
-
-
-def _entity(arrays: Mapping[str, pa.Array], layout: Layout, index: int) -> list[Any] | None:
-    values = [arrays[key][index].as_py() for key in layout.view.join_keys]
-    return None if any(value is None for value in values) else values
-
-
-def as_json(value: Any) -> Any:
-    """Any value as one that JSON has, for people to read."""
-    if isinstance(value, float) and value != value:
-        return "NaN"
-    if isinstance(value, bool | int | str | None):
-        if isinstance(value, str):
-            return value.encode(errors="replace").decode().replace("\0", "\\0")
-        return value
-    if isinstance(value, float):
-        return value if abs(value) != float("inf") else str(value)
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, dt.date | decimal.Decimal):
-        return str(value)
-    if isinstance(value, Mapping):
-        return {str(as_json(k)): as_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
-    return repr(value)
-
-
-def conform_rows(rows: Sequence[Mapping[str, Any]], layout: Layout) -> Conformed:
+def conform_rows(
+    rows: Sequence[Mapping[str, Any]], layout: Layout, *, each: bool = False
+) -> Conformed:
     """Check rows given as mappings. All names must be known, and none but the created time may
     be missing; raises :class:`SchemaMismatchError` where that, or a whole column's type, is not
-    so."""
-    _check_names(rows, layout)
-    columns: dict[str, list[Any]] = {}
+    so. With ``each`` such rows are rejected one by one, as those whose values do not fit."""
     reasons: dict[int, list[str]] = {}
+    rows = _named(rows, layout, reasons if each else None)
+    columns: dict[str, list[Any]] = {}
     for name, kind in layout.incoming.items():
-        columns[name] = _values(rows, name, kind, layout, reasons)
+        columns[name] = _values(rows, name, kind, layout, reasons, each=each)
     _check_entities(columns, layout, reasons)
+    keys = [columns[key] for key in layout.view.join_keys]
     rejected = tuple(
         Rejected(
             index,
             "; ".join(reasons[index]),
             {str(name): as_json(value) for name, value in rows[index].items()},
-            None,
+            None if any(key[index] is None for key in keys) else [key[index] for key in keys],
         )
         for index in sorted(reasons)
     )
@@ -206,20 +166,36 @@ def conform_rows(rows: Sequence[Mapping[str, Any]], layout: Layout) -> Conformed
     return Conformed(pa.record_batch(arrays), rejected, len(rows))
 
 
-def _check_names(rows: Sequence[Mapping[str, Any]], layout: Layout) -> None:
-    incoming = layout.incoming
+def _named(
+    rows: Sequence[Mapping[str, Any]], layout: Layout, reasons: dict[int, list[str]] | None
+) -> Sequence[Mapping[str, Any]]:
+    """``rows``, whose names were checked: where ``reasons`` are given they take what is wrong,
+    and what is no mapping becomes one."""
     for index, row in enumerate(rows):
-        if not isinstance(row, Mapping):
-            raise SchemaMismatchError(
-                f"view {layout.view.name!r}: row {index} is {type(row).__name__}, not a mapping of "
-                f"column names to values."
-            )
-        if unknown := [name for name in row if name not in incoming]:
-            raise SchemaMismatchError(
-                f"view {layout.view.name!r}: row {index} has {unknown[0]!r}, which is no column of "
-                f"the view. Its columns are {', '.join(incoming)}."
-            )
-        layout.check_present(row.keys(), f"row {index}")
+        try:
+            _check_names(row, index, layout)
+        except SchemaMismatchError as error:
+            if reasons is None:
+                raise
+            reasons[index] = [str(error)]
+    if not reasons:
+        return rows
+    return [row if isinstance(row, Mapping) else {"row": row} for row in rows]
+
+
+def _check_names(row: Mapping[str, Any], index: int, layout: Layout) -> None:
+    incoming = layout.incoming
+    if not isinstance(row, Mapping):
+        raise SchemaMismatchError(
+            f"view {layout.view.name!r}: row {index} is {type(row).__name__}, not a mapping of "
+            f"column names to values."
+        )
+    if unknown := [name for name in row if name not in incoming]:
+        raise SchemaMismatchError(
+            f"view {layout.view.name!r}: row {index} has {unknown[0]!r}, which is no column of "
+            f"the view. Its columns are {', '.join(incoming)}."
+        )
+    layout.check_present(row.keys(), f"row {index}")
 
 
 def _values(
@@ -228,6 +204,8 @@ def _values(
     kind: FeatureType,
     layout: Layout,
     reasons: dict[int, list[str]],
+    *,
+    each: bool,
 ) -> list[Any]:
     values: list[Any] = []
     mistyped: list[tuple[int, TypeMismatch]] = []
@@ -245,7 +223,7 @@ def _values(
         except ValueMismatch as error:
             reasons.setdefault(index, []).append(f"{name} {error}")
             values.append(None)
-    if mistyped and len(mistyped) == given:
+    if mistyped and len(mistyped) == given and not each:
         index, why = mistyped[0]
         raise SchemaMismatchError(
             f"view {layout.view.name!r}, column {name!r}: row {index} has "
@@ -285,24 +263,22 @@ def _check_entities(
             )
 
 
-def stamp(
-    batch: pa.RecordBatch, layout: Layout, first_arrival: int, created: dt.datetime
-) -> pa.RecordBatch:
+def stamp(rows: pa.Table, layout: Layout, first_arrival: int, created: dt.datetime) -> pa.Table:
     """Conformed rows as history's columns: arrivals counted up, missing created times set."""
     times = pa.scalar(created, pa.timestamp("us", tz="UTC"))
-    known = CREATED in batch.schema.names
-    column = batch.column(CREATED) if known else pa.nulls(batch.num_rows, times.type)
+    known = CREATED in rows.schema.names
+    column = rows.column(CREATED) if known else pa.nulls(rows.num_rows, times.type)
     system = {
-        ARRIVAL: pa.arange(first_arrival, first_arrival + batch.num_rows),
+        ARRIVAL: pa.arange(first_arrival, first_arrival + rows.num_rows),
         CREATED: pc.fill_null(column, times),
     }
-    return pa.record_batch(
-        {name: system[name] if name in system else batch.column(name) for name in layout.stored}
+    return pa.table(
+        {name: system[name] if name in system else rows.column(name) for name in layout.stored}
     )
 
 
-def future(batch: pa.RecordBatch, until: dt.datetime) -> tuple[int, dt.datetime | None]:
+def future(rows: pa.Table, until: dt.datetime) -> tuple[int, dt.datetime | None]:
     """How many rows lie ahead of ``until``, and the latest event time among them."""
-    times = batch.column(EVENT)
+    times = rows.column(EVENT)
     ahead = times.filter(pc.greater(times, pa.scalar(until, times.type)))
     return len(ahead), pc.max(ahead).as_py()

@@ -20,10 +20,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
 
 from featurestore.errors import SourceError
-from featurestore.ingest.ranges import RangeReader, joined, side_by_side, temporary_copy
-from featurestore.ingest.sources import without_secrets
+from featurestore.ingest.ranges import (
+    RangeReader,
+    joined,
+    shared_slots,
+    side_by_side,
+    temporary_copy,
+)
+from featurestore.urls import without_secrets
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +38,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PARALLEL = 4  # requests at a time for one file: hides round trips, and few servers mind
+
+REQUESTS = 8
+"""Requests at a time to one host, for all files together: two files side by side go at full speed,
+twenty don't look like an attack."""
 
 PIECE = 4 * 1024 * 1024
 """Bytes per request at most. What fails is fetched again, so a piece is small against a row group
@@ -165,6 +176,7 @@ class HttpReader:
         self._given = self._url = url
         self._identity = _Identity("", "", None)
         self._slots = asyncio.Semaphore(PARALLEL)
+        self._host_slots = shared_slots(urlsplit(url).netloc.rpartition("@")[2], REQUESTS)
 
     async def open(self) -> RangeReader:
         """Look at the file: this reader, or one of a temporary copy."""
@@ -269,7 +281,8 @@ class HttpReader:
         """Ask until ``take`` has got what it needs, within the tries and the deadline."""
         last = "nothing came"
         try:
-            async with asyncio.timeout(DEADLINE) as until:
+            # The wait for a slot is not the server's, and ends with the deadlines of the others.
+            async with self._host_slots, asyncio.timeout(DEADLINE) as until:
                 for tried in range(1, TRIES):
                     try:
                         return await self._once(headers, take, until)

@@ -58,12 +58,21 @@ class Layout:
                 + (" A field_mapping of the view's source can rename columns." if names else "")
             )
 
-    def locate(self, schema: pa.Schema, mapping: Mapping[str, str], where: str) -> dict[str, str]:
-        """View column → file column, by ``mapping`` (file column → view column) or by name."""
+    def locate(
+        self,
+        schema: pa.Schema,
+        mapping: Mapping[str, str],
+        where: str,
+        folders: Collection[str] = (),
+    ) -> dict[str, str]:
+        """View column → file column, by ``mapping`` (file column → view column) or by name.
+
+        Those in ``folders`` need not be in the file: the names of its folders say what they are.
+        """
         renamed = {target: source for source, target in mapping.items() if source in schema.names}
         # A column that is renamed away no longer stands for its own name.
         found = {name: name for name in schema.names if name not in mapping} | renamed
-        self.check_present(found, where)
+        self.check_present({*found, *folders}, where)
         for name in self.incoming:
             source = found.get(name)
             if source is not None and len(schema.get_all_field_indices(source)) > 1:

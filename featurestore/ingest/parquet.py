@@ -1,91 +1,66 @@
 """Parquet by row groups: the bytes of the next are read while the present one is decoded.
 
-Only the column chunks that the view names are read. Decoding runs in a thread, from bytes that
-are there already.
+Only the column chunks that the view names are read. Row groups of which two fit the memory given
+are read whole; of larger ones each column comes in pieces, read ahead of the decoder. Decoding
+runs in a thread, from bytes that are there already.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore.errors import SourceError
-from featurestore.ingest.ranges import RangeReader, Ranges
+from featurestore.ingest.decode import BATCH_ROWS, Decoder, Limits, RowGroup
+from featurestore.ingest.footer import Chunk, Footer, leaf_count, read_footer
+from featurestore.ingest.ranges import RangeReader
 
-BATCH_ROWS = 65_536
-"""Rows per decoded batch: large enough that the cost per batch is lost in the work per row."""
+__all__ = [
+    "BATCH_ROWS",
+    "Chunks",
+    "ContentDigest",
+    "Footer",
+    "Limits",
+    "content_digest",
+    "leaves",
+    "plan_chunks",
+    "read_batches",
+    "read_footer",
+]
 
-_MAGIC = b"PAR1"
-_MAGIC_ENCRYPTED = b"PARE"
-_TAIL = 8
-_GUESS = 64 * 1024
-"""How much of a file's end is read at first: most footers are smaller."""
+T = TypeVar("T")
 
+_WINDOW = 16 * 1024 * 1024
+"""Bytes that are read at a time where it is not by row groups: four requests of HTTP's."""
 
-@dataclass(frozen=True)
-class Footer:
-    """What a Parquet file says of itself; ``digest`` names this footer's bytes."""
-
-    metadata: Any
-    schema: pa.Schema
-    digest: str
-
-    @property
-    def rows(self) -> int:
-        return int(self.metadata.num_rows)
-
-    @property
-    def row_groups(self) -> int:
-        return int(self.metadata.num_row_groups)
+_PIECE = 16 * 1024
+"""Bytes per column chunk and read at least."""
 
 
 @dataclass(frozen=True)
 class Chunks:
-    """The column chunks of one row group that are needed: merged byte ranges (offset, length)."""
+    """The column chunks of one row group that are needed, in the order of their columns."""
 
     row_group: int
-    ranges: tuple[tuple[int, int], ...]
+    rows: int
+    columns: tuple[Chunk, ...]
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Where they lie: (offset, length), neighbours in one."""
+        return tuple(_merged(sorted((one.offset, one.length) for one in self.columns)))
 
     @property
     def bytes(self) -> int:
-        return sum(length for _, length in self.ranges)
-
-
-async def read_footer(reader: RangeReader) -> Footer:
-    """Read and parse the footer; :class:`SourceError` for what is no (whole) Parquet file."""
-    if reader.size < _TAIL + len(_MAGIC):
-        what = "empty" if reader.size == 0 else f"only {reader.size} bytes long"
-        raise SourceError(f"{reader.name}: the file is {what}, which is no Parquet file.")
-    guess = min(reader.size, _GUESS)
-    tail = await reader.read(reader.size - guess, guess)
-    if tail.endswith(_MAGIC_ENCRYPTED):
-        raise SourceError(f"{reader.name}: the Parquet file is encrypted; decrypt it first.")
-    if not tail.endswith(_MAGIC):
-        start = await reader.read(0, len(_MAGIC))
-        why = "is cut off" if start == _MAGIC else "is no Parquet file"
-        raise SourceError(f"{reader.name} {why}: it does not end as one.")
-    length = int.from_bytes(tail[-_TAIL:-4], "little") + _TAIL
-    if length > reader.size - len(_MAGIC):
-        raise SourceError(f"{reader.name} is damaged: its footer is longer than the file.")
-    if length > len(tail):
-        tail = await reader.read(reader.size - length, length)
-    return await asyncio.to_thread(_parse_footer, reader.name, reader.size, tail, length)
-
-
-def _parse_footer(name: str, size: int, tail: bytes, length: int) -> Footer:
-    try:
-        file = pq.ParquetFile(Ranges(size, {size - len(tail): tail}), pre_buffer=False)
-        schema = file.schema_arrow
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise SourceError(f"{name} is damaged: its footer cannot be read ({error}).") from error
-    digest = hashlib.blake2b(tail[-length:], digest_size=20).hexdigest()
-    return Footer(file.metadata, schema, digest)
+        return sum(one.length for one in self.columns)
 
 
 def leaves(schema: pa.Schema, columns: Iterable[str]) -> list[int]:
@@ -97,41 +72,23 @@ def leaves(schema: pa.Schema, columns: Iterable[str]) -> list[int]:
     positions: list[int] = []
     next_leaf = 0
     for field in schema:
-        count = _leaf_count(field.type)
+        count = leaf_count(field.type)
         if field.name in wanted:
             positions += range(next_leaf, next_leaf + count)
         next_leaf += count
     return positions
 
 
-def _leaf_count(kind: pa.DataType) -> int:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _leaf_count(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return _leaf_count(kind.value_type)
-    if pa.types.is_nested(kind):
-        return sum(_leaf_count(kind.field(i).type) for i in range(kind.num_fields))
-    return 1
-
-
 def plan_chunks(footer: Footer, columns: Sequence[str], name: str, size: int) -> list[Chunks]:
     """Where the needed column chunks of each row group lie."""
     positions = leaves(footer.schema, columns)
     plan = []
-    for index in range(footer.row_groups):
-        group = footer.metadata.row_group(index)
-        ranges = sorted(_chunk_range(group.column(i)) for i in positions)
-        if any(start < 0 or length < 0 or start + length > size for start, length in ranges):
+    for index, group in enumerate(footer.groups):
+        chunks = tuple(group.chunks[position] for position in positions)
+        if any(chunk.offset + chunk.length > size for chunk in chunks):
             raise SourceError(f"{name} is damaged: row group {index} lies outside of the file.")
-        plan.append(Chunks(index, tuple(_merged(ranges))))
+        plan.append(Chunks(index, group.rows, chunks))
     return plan
-
-
-def _chunk_range(chunk: Any) -> tuple[int, int]:
-    start = chunk.data_page_offset
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-        start = min(start, chunk.dictionary_page_offset)
-    return int(start), int(chunk.total_compressed_size)
 
 
 def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -146,31 +103,87 @@ def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
-async def read_chunks(reader: RangeReader, chunks: Chunks) -> dict[int, bytes]:
-    """The bytes of a row group's needed chunks, by offset."""
-    return await reader.read_ranges(chunks.ranges)
-
-
-async def content_digest(reader: RangeReader, plan: Sequence[Chunks]) -> str:
-    """The digest of all the needed bytes, without decoding them."""
-    digest = ContentDigest()
-    for chunks in plan:
-        await asyncio.to_thread(digest.update, await read_chunks(reader, chunks))
-    return digest.hexdigest()
+# --- content --------------------------------------------------------------------------------
 
 
 class ContentDigest:
-    """Names the bytes of the needed columns: the same ones are the same content."""
+    """Names the bytes of the needed columns: the same ones are the same content.
+
+    However they were read: each column chunk has a digest of its own, and theirs in the order of
+    row groups and columns make up this one.
+    """
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=20)
+        self._hash = _blake()
 
-    def update(self, ranges: dict[int, bytes]) -> None:
-        for _, data in sorted(ranges.items()):
-            self._hash.update(data)
+    def add(self, digests: bytes) -> None:
+        """The digests of a row group's column chunks, one after the other."""
+        self._hash.update(digests)
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        return str(self._hash.hexdigest())
+
+
+def _blake() -> Any:
+    return hashlib.blake2b(digest_size=20)
+
+
+async def content_digest(reader: RangeReader, plan: Sequence[Chunks]) -> str:
+    """The digest of all the needed bytes, without decoding them.
+
+    Some 16 MB are read while those before are hashed.
+    """
+    digest = ContentDigest()
+    windows = ((chunks, window) for chunks in plan for window in _windows(chunks))
+    ahead, worker = _Ahead(reader), _Worker()
+    hashes: list[Any] = []
+    try:
+        coming = next(windows, None)
+        if coming is not None:
+            ahead.start(coming[1])
+        while coming is not None:
+            (chunks, window), data = coming, await ahead.take()
+            coming = next(windows, None)
+            if coming is not None:
+                ahead.start(coming[1])
+            hashes = hashes or [_blake() for _ in chunks.columns]
+            await worker.run(_hash_window, chunks, window, data, hashes)
+            if coming is None or coming[0] is not chunks:
+                digest.add(b"".join(one.digest() for one in hashes))
+                hashes = []
+    finally:
+        await ahead.close()
+        worker.close()
+    return digest.hexdigest()
+
+
+def _windows(chunks: Chunks) -> Iterator[list[tuple[int, int]]]:
+    """A row group's ranges, cut and put together to reads of ``_WINDOW`` bytes."""
+    window: list[tuple[int, int]] = []
+    room = _WINDOW
+    for start, length in chunks.ranges:
+        while length:
+            part = min(length, room)
+            window.append((start, part))
+            start, length, room = start + part, length - part, room - part
+            if not room:
+                yield window
+                window, room = [], _WINDOW
+    if window:
+        yield window
+
+
+def _hash_window(
+    chunks: Chunks, window: list[tuple[int, int]], data: dict[int, bytes], hashes: list[Any]
+) -> None:
+    for one, hashed in zip(chunks.columns, hashes, strict=True):
+        for start, length in window:
+            first, last = max(one.offset, start), min(one.offset + one.length, start + length)
+            if first < last:
+                hashed.update(memoryview(data[start])[first - start : last - start])
+
+
+# --- reading --------------------------------------------------------------------------------
 
 
 async def read_batches(
@@ -178,74 +191,233 @@ async def read_batches(
     footer: Footer,
     plan: Sequence[Chunks],
     columns: Sequence[str],
-    digest: ContentDigest,
+    digest: ContentDigest | None,
+    limits: Limits,
+    *,
+    skip_rows: int = 0,
 ) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
-    """The needed columns in batches of at most ``BATCH_ROWS`` rows, with the bytes that each
-    row group took (at its first batch).
+    """The needed columns in batches of at most ``BATCH_ROWS`` rows and ``limits.batch_bytes``,
+    each with the compressed bytes that it brought progress by.
 
-    While one row group is decoded the next one's bytes are read; never more than these two are
-    held.
+    ``digest`` takes in what is read. With ``skip_rows`` it begins at that row; what was skipped
+    counts as progress of the first batch. Raises :class:`SourceError` for what cannot be read,
+    among that a row group that decodes to more than ``limits.decoded_bytes``. When it ends, by
+    ``aclose`` or cancellation too, no thread and no task of it is left.
     """
-    positions = leaves(footer.schema, columns)
-    ahead: asyncio.Task[dict[int, bytes]] | None = None
+    decoder = Decoder(reader.name, reader.size, footer, leaves(footer.schema, columns), limits)
+    if not decoder.positions:
+        return
+    _check_claims(decoder, plan)
+    first, owed = 0, 0
+    todo: list[tuple[Chunks, int]] = []
+    for chunks in plan:
+        if first + chunks.rows > skip_rows or (chunks.bytes and not chunks.rows):
+            todo.append((chunks, max(0, skip_rows - first)))
+        else:
+            owed += chunks.bytes
+        first += chunks.rows
+    ahead, worker = _Ahead(reader), _Worker()
     try:
-        for index, chunks in enumerate(plan):
-            ranges = await (ahead or asyncio.ensure_future(read_chunks(reader, chunks)))
-            ahead = None
-            if index + 1 < len(plan):
-                ahead = asyncio.ensure_future(read_chunks(reader, plan[index + 1]))
-            decoder = _Decoder(reader, footer, chunks, ranges, positions)
-            await asyncio.to_thread(digest.update, ranges)
-            size = chunks.bytes
-            while (batch := await asyncio.to_thread(decoder.next)) is not None:
-                yield batch, size
-                size = 0
+        for index, (chunks, skip) in enumerate(todo):
+            whole = _is_whole(chunks, limits)
+            group = RowGroup(
+                decoder,
+                chunks.row_group,
+                chunks.rows,
+                list(chunks.columns),
+                whole=whole,
+                skip=skip,
+                hashed=digest is not None,
+            )
+            source = _Source(ahead, worker, chunks, group, limits, whole=whole)
+            after = todo[index + 1][0] if index + 1 < len(todo) else None
+            await source.begin(after if after and _is_whole(after, limits) else None)
+            told = 0
+            while not group.done:
+                batch = await worker.run(group.next, stop=group)
+                if batch is None:
+                    await source.more()
+                    continue
+                reached = chunks.bytes * group.row // max(1, group.rows)
+                yield batch, owed + reached - told
+                owed, told = 0, reached
+            owed += chunks.bytes - told
+            await source.rest(hashed=digest is not None)
+            if digest is not None and chunks.bytes:
+                digest.add(group.digests())
     finally:
-        if ahead is not None:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+        await ahead.close()
+        worker.close()
 
 
-class _Decoder:
-    """Decodes one row group from its bytes; its calls are for a thread."""
+def _is_whole(chunks: Chunks, limits: Limits) -> bool:
+    """Whether a row group is read whole: the next one's bytes must have room beside it."""
+    return 2 * chunks.bytes <= limits.compressed
+
+
+def _check_claims(decoder: Decoder, plan: Sequence[Chunks]) -> None:
+    """Refuse at once what says itself that it is too large."""
+    width = sum(min(leaf.width, 4) if leaf.max_rep else leaf.width for leaf in decoder.leaves)
+    for chunks in plan:
+        least = max(sum(one.decoded for one in chunks.columns), chunks.rows * width)
+        if least > decoder.limits.decoded_bytes:
+            raise decoder.too_large(chunks.row_group, least)
+
+
+class _Ahead:
+    """One read that is under way, or none. Its owner closes it."""
+
+    def __init__(self, reader: RangeReader) -> None:
+        self.reader = reader
+        self._task: asyncio.Task[dict[int, bytes]] | None = None
+        self.ranges: list[tuple[int, int]] = []
+
+    @property
+    def under_way(self) -> bool:
+        return self._task is not None
+
+    def start(self, ranges: Sequence[tuple[int, int]]) -> None:
+        assert self._task is None
+        self.ranges = list(ranges)
+        self._task = asyncio.create_task(self._read(self.ranges))
+
+    async def _read(self, ranges: list[tuple[int, int]]) -> dict[int, bytes]:
+        data = await self.reader.read_ranges(ranges)
+        if any(len(data[start]) != length for start, length in ranges):
+            raise SourceError(f"{self.reader.name} is damaged: its column chunks overlap.")
+        return data
+
+    async def take(self) -> dict[int, bytes]:
+        """What was read, once it has come."""
+        if self._task is None:
+            raise SourceError(f"{self.reader.name} is damaged: its column chunks end too early.")
+        data = await self._task
+        self._task = None
+        return data
+
+    async def close(self) -> None:
+        """Cancel the read, and wait until it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+
+class _Source:
+    """Feeds one row group: all of its bytes at once, or pieces of each column as they are used."""
 
     def __init__(
         self,
-        reader: RangeReader,
-        footer: Footer,
+        ahead: _Ahead,
+        worker: _Worker,
         chunks: Chunks,
-        ranges: dict[int, bytes],
-        positions: list[int],
+        group: RowGroup,
+        limits: Limits,
+        *,
+        whole: bool,
     ) -> None:
-        self._name = reader.name
-        self._size = reader.size
-        self._footer = footer
+        self._ahead = ahead
+        self._worker = worker
         self._chunks = chunks
-        self._ranges = ranges
-        self._positions = positions
-        self._batches: Any = None
+        self._group = group
+        self._whole = whole
+        self._coming: dict[int, int] = {}
+        self._asked = [one.offset for one in chunks.columns]
+        # A piece is used, one waits, one is read. Columns get them in proportion to their bytes,
+        # so that all come to the same row.
+        share = min(_WINDOW, limits.compressed // 3) / max(1, chunks.bytes)
+        self._pieces = [max(_PIECE, int(one.length * share)) for one in chunks.columns]
 
-    def next(self) -> pa.RecordBatch | None:
+    async def begin(self, after: Chunks | None) -> None:
+        """Bring the first bytes, and have ``after`` read next, where that is to be read whole."""
+        if not self._whole:
+            nothing = [(column, memoryview(b"")) for column in range(len(self._asked))]
+            await self._worker.run(self._group.feed, nothing, stop=self._group)
+            return
+        if not self._ahead.under_way:
+            self._ahead.start(self._chunks.ranges)
+        data = await self._ahead.take()
+        if after is not None:
+            self._ahead.start(after.ranges)
+        await self._worker.run(self._feed_all, data, stop=self._group)
+
+    def _feed_all(self, data: dict[int, bytes]) -> None:
+        starts = sorted(data)
+        views = [memoryview(data[start]) for start in starts]
+        pieces = []
+        for column, one in enumerate(self._chunks.columns):
+            index = bisect_right(starts, one.offset) - 1
+            first = one.offset - starts[index]
+            pieces.append((column, views[index][first : first + one.length]))
+        self._group.feed(pieces)
+
+    async def more(self) -> None:
+        """Bring the next pieces, and have those after them read meanwhile."""
+        if not self._ahead.under_way:
+            self._ask(self._wanted)
+        await self._arrive()
+        self._ask(self._wanted)
+
+    async def rest(self, *, hashed: bool) -> None:
+        """Bring what the decoder had no need of: to be hashed, and to see that there is no more
+        in it than the footer says."""
+
+        def wanted(column: int, piece: int) -> int:
+            return 0 if self._group.scans[column].complete and not hashed else piece
+
+        while not self._whole and (self._ahead.under_way or self._ask(wanted)):
+            await self._arrive()
+
+    def _ask(self, how_many: Callable[[int, int], int]) -> bool:
+        """Have the next pieces read; whether there are any."""
+        self._coming = {}
+        ranges = []
+        for column, piece in enumerate(self._pieces):
+            one, start = self._chunks.columns[column], self._asked[column]
+            length = min(how_many(column, piece), one.offset + one.length - start)
+            if length:
+                self._coming[start] = column
+                self._asked[column] += length
+                ranges.append((start, length))
+        if ranges:
+            self._ahead.start(ranges)
+        return bool(ranges)
+
+    def _wanted(self, column: int, piece: int) -> int:
+        """How many bytes of a column to read next."""
+        data, scan = self._group.columns[column], self._group.scans[column]
+        if scan.usable <= self._group.row:  # it is what the others wait for
+            return max(piece, scan.needed - data.arrived)
+        return piece if data.arrived - data.used < piece * 3 // 2 else 0
+
+    async def _arrive(self) -> None:
+        data = await self._ahead.take()
+        pieces = [(self._coming[start], memoryview(piece)) for start, piece in data.items()]
+        await self._worker.run(self._group.feed, pieces, stop=self._group)
+
+
+class _Worker:
+    """One thread for all that is done to one file, so that the memory that allocators keep for
+    each thread is kept once. Its owner closes it."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="featurestore-parquet")
+
+    async def run(self, call: Callable[..., T], *args: Any, stop: RowGroup | None = None) -> T:
+        """``call`` in the thread. A cancellation is passed on when it has ended, which ``stop``
+        brings near: no thread goes on with what nobody waits for."""
+        work = asyncio.get_running_loop().run_in_executor(self._pool, call, *args)
         try:
-            if self._batches is None:
-                self._batches = self._open()
-            return next(self._batches, None)
-        except (pa.ArrowException, OSError, ValueError, UnicodeDecodeError) as error:
-            raise SourceError(
-                f"{self._name} is damaged: row group {self._chunks.row_group} cannot be decoded "
-                f"({error})."
-            ) from error
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if stop is not None:
+                stop.stopped = True
+            while not work.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()
+            raise
 
-    def _open(self) -> Any:
-        file = pq.ParquetFile(
-            Ranges(self._size, self._ranges),
-            metadata=self._footer.metadata,
-            pre_buffer=False,
-            page_checksum_verification=True,
-        )
-        return file.reader.iter_batches(
-            BATCH_ROWS,
-            row_groups=[self._chunks.row_group],
-            column_indices=self._positions,
-            use_threads=False,
-        )
+    def close(self) -> None:
+        self._pool.shutdown(wait=False)  # it has nothing to do, and ends at once

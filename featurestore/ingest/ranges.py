@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from typing import Protocol
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from typing import Protocol, TypeAlias
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aiofiles
 import aiofiles.os
 import aiofiles.tempfile
 
 from featurestore.errors import SourceError
+from featurestore.storage.waiting import uninterrupted
 
 JOIN_INLINE = 1024 * 1024
 """Bytes that are copied on the loop, in some 0.1 ms; more of them in a thread."""
+
+
+Piece: TypeAlias = bytes | memoryview
+"""Bytes as they came: a view of somebody else's memory is copied once, when they are joined."""
 
 
 class RangeReader(Protocol):
@@ -73,7 +79,7 @@ async def open_file(path: str) -> AsyncIterator[FileReader]:
     try:
         yield FileReader(path, status.st_size, handle)
     finally:
-        await handle.close()
+        await uninterrupted(handle.close())
 
 
 async def opened(
@@ -88,7 +94,12 @@ async def opened(
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await (await task).close()
+
+        async def close_it() -> None:
+            with suppress(OSError):
+                await (await task).close()
+
+        await uninterrupted(close_it())
         raise
 
 
@@ -103,7 +114,7 @@ async def temporary_copy(name: str, blocks: AsyncGenerator[bytes]) -> AsyncItera
             async with AsyncExitStack() as undone, aclosing(blocks):
                 # It has no name in its folder: nothing stays of it, even when we are killed.
                 handle = await opened(lambda: aiofiles.tempfile.TemporaryFile("w+b"))
-                undone.push_async_callback(handle.close)
+                undone.push_async_callback(lambda: uninterrupted(handle.close()))
                 size = 0
                 async for block in blocks:
                     size += await handle.write(block)
@@ -118,7 +129,7 @@ async def temporary_copy(name: str, blocks: AsyncGenerator[bytes]) -> AsyncItera
 
 
 async def side_by_side(
-    read: Callable[[int, int], Coroutine[None, None, bytes]],
+    read: Callable[[int, int], Coroutine[None, None, Piece]],
     ranges: Sequence[tuple[int, int]],
     piece: int,
 ) -> dict[int, bytes]:
@@ -126,7 +137,7 @@ async def side_by_side(
 
     The first error ends the others, and is raised as it is.
     """
-    parts: dict[int, list[asyncio.Task[bytes]]] = {}
+    parts: dict[int, list[asyncio.Task[Piece]]] = {}
     try:
         async with asyncio.TaskGroup() as group:
             for offset, length in ranges:
@@ -140,7 +151,21 @@ async def side_by_side(
     return {at: await joined([task.result() for task in tasks]) for at, tasks in parts.items()}
 
 
-async def joined(parts: Sequence[bytes]) -> bytes:
+_slots: WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[str, asyncio.Semaphore]]
+_slots = WeakKeyDictionary()
+
+
+def shared_slots(place: str, requests: int) -> asyncio.Semaphore:
+    """What limits the requests to one place (a host, a bucket) at a time, whoever makes them.
+
+    All files that are read from there on this loop have it in common while one of them is open;
+    a loop of another thread has its own.
+    """
+    of_loop = _slots.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
+    return of_loop.setdefault(place, asyncio.Semaphore(requests))
+
+
+async def joined(parts: Sequence[Piece]) -> bytes:
     """``b"".join``, in a thread where it takes long (there it lets go of the GIL)."""
     if sum(map(len, parts)) <= JOIN_INLINE:
         return b"".join(parts)

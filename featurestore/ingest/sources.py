@@ -1,54 +1,66 @@
-"""What an ingest was asked to load, as a list of files in path order and of URLs."""
+"""What an ingest was asked to load, as a list of files and URLs in the order they are loaded.
+
+A file's folders ``column=value`` (Hive's way to partition) are values of columns that the file
+itself lacks: they come along as text, and are parsed for a view in ``partitions.py``.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import glob
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from featurestore.errors import SourceError
+from featurestore.ingest.names import SUFFIXES, in_folder, is_glob, matches
+from featurestore.ingest.objects import find_objects
+from featurestore.urls import is_object, is_url, without_secrets
 
-_SUFFIXES = (".parquet", ".parq", ".pq")
-_MAGIC = frozenset("*?[")
-
-
-def is_url(path: str) -> bool:
-    """Whether ``path`` is a URL that can be read."""
-    return path.lower().startswith(("http://", "https://"))
+HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def without_secrets(path: str) -> str:
-    """A URL without user, password, fragment and the values of its query; a path as it is."""
-    scheme, found, rest = path.partition("://")
-    if not found:
-        return path
-    address, asked, query = rest.partition("#")[0].partition("?")
-    host, slash, place = address.partition("/")
-    named = (one.partition("=") for one in query.split("&") if one)
-    hidden = "&".join(f"{name}=***" if equals else "***" for name, equals, _ in named)
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}{asked}{hidden}"
+@dataclass(frozen=True)
+class SourceFile:
+    """One file to load: ``path`` as it is opened, a path or a URL.
 
-
-async def resolve_paths(paths: Sequence[str]) -> list[str]:
-    """The files that paths, globs and folders name, those of each in path order, and URLs.
-
-    Names that begin with ``_`` or ``.`` inside a folder or glob are passed over. Raises
-    :class:`SourceError` for a path that is not there and a glob or folder that holds nothing.
+    ``partitions`` are its folders ``column=text``, outermost first, percent-decoded; the text of
+    a null is None.
     """
-    return await asyncio.to_thread(lambda: [file for path in paths for file in _resolve(path)])
+
+    path: str
+    partitions: tuple[tuple[str, str | None], ...] = ()
 
 
-def _resolve(path: str) -> Iterable[str]:
+async def resolve_sources(paths: Sequence[str]) -> list[SourceFile]:
+    """The files that paths, globs, folders and URLs name, those of each in path order.
+
+    Names that begin with ``_`` or ``.`` inside a folder or glob are passed over. Object stores
+    are asked what there is; ``http://`` and ``https://`` URLs are taken as they are. Raises
+    :class:`SourceError` for what is not there and for a glob or folder that holds nothing.
+    """
+    objects = [path for path in paths if is_object(path)]
+    others = [path for path in paths if not is_object(path)]
+    here = iter(await asyncio.to_thread(lambda: [_resolve(path) for path in others]))
+    there = iter(await find_objects(objects) if objects else [])
+    found = [next(there if is_object(path) else here) for path in paths]
+    return await asyncio.to_thread(
+        lambda: [SourceFile(file, _partitions(file)) for files in found for file in files]
+    )
+
+
+def _resolve(path: str) -> list[str]:
+    if not path:
+        raise SourceError("'' names no file: give a path, glob, folder or URL.")
     if is_url(path):
         return [_checked(path)]
     if "://" in path:
-        scheme = path.partition("://")[0]
         raise SourceError(
-            f"{without_secrets(path)}: {scheme}:// cannot be read by this version, http:// and "
-            f"https:// can. Download the file first."
+            f"{without_secrets(path)}: {path.partition('://')[0]}:// cannot be read. http://, "
+            f"https://, s3://, gs://, az:// and abfss:// can, and paths. Download the file first."
         )
     try:
         if os.path.isdir(path):
@@ -59,8 +71,10 @@ def _resolve(path: str) -> Iterable[str]:
         raise SourceError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
         raise SourceError(f"{path!r} is no path: {error}") from error
-    if _MAGIC & set(path):
+    if is_glob(path):
         return _glob(path)
+    if re.match(r"\w+:/[^/]", path):
+        raise SourceError(f"{path}: a URL is given as text: pathlib takes a slash away from it.")
     raise SourceError(f"{path}: there is no such file or folder (looked from {os.getcwd()}).")
 
 
@@ -79,33 +93,56 @@ def _checked(url: str) -> str:
 
 
 def _folder(path: str) -> list[str]:
-    found = [
-        file
-        for file in Path(path).rglob("*")
-        if file.suffix.lower() in _SUFFIXES
-        and file.is_file()
-        and not _hidden(file.relative_to(path))
-    ]
+    found = _below(path)
     if not found:
-        raise SourceError(f"{path}: the folder holds no Parquet file ({', '.join(_SUFFIXES)}).")
-    return sorted(map(str, found))
-
-
-def _glob(pattern: str) -> list[str]:
-    fixed = [part for part in Path(pattern).parts if not _MAGIC & set(part)]
-    found = []
-    for file in glob.glob(pattern, recursive=True):
-        matched = [part for part in Path(file).parts if part not in fixed]
-        if os.path.isfile(file) and not any(_is_hidden(part) for part in matched):
-            found.append(file)
-    if not found:
-        raise SourceError(f"{pattern}: the glob matches no file (looked from {os.getcwd()}).")
+        raise SourceError(f"{path}: the folder holds no Parquet file ({', '.join(SUFFIXES)}).")
     return sorted(found)
 
 
-def _hidden(path: Path) -> bool:
-    return any(_is_hidden(part) for part in path.parts)
+def _below(folder: str) -> list[str]:
+    return [
+        str(file)
+        for file in Path(folder).rglob("*")
+        if in_folder(file.relative_to(folder).parts) and file.is_file()
+    ]
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(("_", ".")) and name not in (".", "..")
+def _glob(pattern: str) -> list[str]:
+    """The files that a glob takes; the Parquet files of the folders, where it ends in a slash."""
+    parts = _parts(pattern)
+    found = [name for name in glob.glob(pattern, recursive=True) if matches(parts, _parts(name))]
+    folders = [name for name in found if os.path.isdir(name)]
+    if pattern.endswith(("/", os.sep)):
+        files = {file for folder in folders for file in _below(folder)}
+        missing = "folder with a Parquet file in it"
+    else:
+        files = {name for name in found if os.path.isfile(name)}
+        missing = "file, but folders (end it with / to load those)" if folders else "file"
+    if not files:
+        raise SourceError(f"{pattern}: the glob matches no {missing} (looked from {os.getcwd()}).")
+    return sorted(files)
+
+
+def _parts(path: str) -> list[str]:
+    return [os.path.normcase(part) for part in Path(path).parts]
+
+
+def _partitions(path: str) -> tuple[tuple[str, str | None], ...]:
+    """All folders ``column=text`` of the path or URL, as it was given."""
+    if is_url(path):
+        folders = [_decoded(part) for part in urlsplit(path).path.split("/")[:-1]]
+    elif is_object(path):
+        folders = path.partition("://")[2].split("/")[1:-1]
+    else:
+        folders = list(Path(path).parts[:-1])
+    pairs = (folder.partition("=") for folder in folders)
+    return tuple(
+        (_decoded(column), None if text == HIVE_NULL else _decoded(text))
+        for column, equals, text in pairs
+        if column and equals
+    )
+
+
+def _decoded(text: str) -> str:
+    # Bytes that are no UTF-8 become what is no text either, and no value of a column.
+    return unquote(text, errors="surrogateescape")

@@ -67,14 +67,36 @@ Found = tuple[int, list[list[FoundRow | None]]]
 """The registry's revision, and per lookup the row found for each row of keys."""
 
 
+class Stage(Protocol):
+    """The newest rows of a load's keys, on their way into an online table."""
+
+    async def fill(self, rows: pa.Table) -> None:
+        """Put the first rows into an online table that is empty, and nobody else writes to."""
+
+    async def add(self, rows: pa.Table) -> None:
+        """Bring rows, one of each key; further calls may bring the same keys again."""
+
+    async def finish(self) -> None:
+        """Take over what is newer than what is online."""
+
+
 class Dialect(Protocol):
     """What the library asks of a database. Sessions are in a transaction unless said."""
 
     single_writer: bool
     """Whether the database lets one transaction write at a time."""
 
+    sorts_rows: bool
+    """Whether rows in the order of their keys go into an indexed table faster."""
+
     keeps_temporary_tables: bool
     """Whether a temporary table outlives the transaction that made it."""
+
+    failure_ends_transaction: bool
+    """Whether a statement that fails takes its transaction with it."""
+
+    commit_seconds: float | None
+    """How long an answer to a COMMIT is waited for; None where nothing can keep it back."""
 
     async def prepare(self, session: Session) -> None:
         """Make a connection just checked out fit for use; without a transaction."""
@@ -85,8 +107,11 @@ class Dialect(Protocol):
     async def is_alive(self, driver: Any) -> bool:
         """Whether a connection on which a call failed can be used further."""
 
+    def is_closed(self, driver: Any) -> bool:
+        """Whether a connection is gone, as far as is known without asking."""
+
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
-        """Await a call of SQLAlchemy's, such that a cancelled caller leaves no lock behind."""
+        """Await a call of SQLAlchemy's; a caller that is cancelled stops its statement first."""
 
     async def begin(self, session: Session) -> None:
         """Begin a transaction to write."""
@@ -166,17 +191,15 @@ class Dialect(Protocol):
         Returns the join and the element whose columns are the matched row's.
         """
 
-    def refresh_online(
-        self,
-        history: sa.Table,
-        online: sa.Table,
-        keys: Sequence[str],
-        first: int,
-        last: int,
-        until: dt.datetime,
-    ) -> sa.sql.dml.Insert | None:
-        """A faster statement than the general one that takes online the newest of the arrivals
-        ``first`` to ``last``; None where there is none."""
+    def stage_online(
+        self, session: Session, online: sa.Table, keys: Mapping[str, FeatureType], types: Types
+    ) -> Stage:
+        """A way for a load's newest rows (columns as in ``types``) into an online table."""
+
+    def keys_arrived(
+        self, history: sa.Table, keys: Mapping[str, FeatureType], rows: pa.Table
+    ) -> sa.Select[tuple[Any, ...]]:
+        """The distinct keys of rows, few of them, that were just written to history."""
 
     async def find_online(
         self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -25,8 +25,9 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from featurestore.errors import DefinitionError, StoreUnavailableError
-from featurestore.storage.faults import translated
+from featurestore.errors import DefinitionError, FeatureStoreError, StoreUnavailableError
+from featurestore.storage.faults import commit_unanswered, translated
+from featurestore.storage.waiting import FINISH_SECONDS, answered, uninterrupted
 
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect, Found, Lookups, Types
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
-FINISH_SECONDS = 30.0
-"""How long a rollback or a return to the pool is waited for."""
-
 POOL_SIZE = 10
 """Connections of an engine made here. None beyond: opening one costs more than a short wait."""
 
@@ -76,15 +74,15 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
     sqlite = url.get_backend_name() == "sqlite"
     # A database in memory lives in its one connection, so that one is handed around.
     in_memory = sqlite and url.database in (None, "", ":memory:")
-    options: dict[str, Any] = {}
+    open_connection: Callable[..., Any]
     if sqlite:
         from featurestore.storage.sqlite import open_connection
-
-        options["connect_args"] = {"async_creator_fn": open_connection}
+    else:
+        from featurestore.storage.postgresql_wire import open_connection
     try:
         return create_async_engine(
             url,
-            **options,
+            connect_args={"async_creator_fn": open_connection},
             poolclass=AsyncAdaptedQueuePool,
             pool_size=1 if in_memory else POOL_SIZE,
             max_overflow=0,
@@ -96,26 +94,10 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
         raise DefinitionError(f"The database URL is not understood: {error}") from error
 
 
-async def uninterrupted(
-    work: Coroutine[Any, Any, T], *, seconds: float | None = FINISH_SECONDS
-) -> T:
-    """Finish ``work`` although the caller is cancelled; the cancellation goes on afterwards."""
-    task = asyncio.ensure_future(asyncio.wait_for(work, seconds))
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # noqa: BLE001 - task.result() below raises it
-            break
-    if cancelled is not None:
-        if not task.cancelled():
-            task.exception()  # a failure beneath a cancellation is looked at, not reported twice
-        raise cancelled
-    return task.result()
+def label_of(url: sa.URL) -> str:
+    """A database's name for people: its URL without what is secret in it."""
+    secrets = {name: "***" for name in url.query if "pass" in name}
+    return url.update_query_dict(secrets).render_as_string(hide_password=True)
 
 
 class Session:
@@ -125,17 +107,16 @@ class Session:
     the databases.
     """
 
-    def __init__(self, connection: AsyncConnection, driver: Any, dialect: Dialect) -> None:
+    def __init__(
+        self, connection: AsyncConnection, driver: Any, dialect: Dialect, label: str
+    ) -> None:
         self.connection = connection
         self.driver = driver
         self.dialect = dialect
+        self.label = label
         self._lock = asyncio.Lock()
         self._temporary = 0
-
-    @property
-    def label(self) -> str:
-        """The database's name for people: its URL without the password."""
-        return self.connection.engine.url.render_as_string(hide_password=True)
+        self._broken = False
 
     def temporary_name(self) -> str:
         """A name for a temporary table that no other one of the session has."""
@@ -144,20 +125,20 @@ class Session:
 
     async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
         """Run a Core statement and return SQLAlchemy's buffered result."""
-        async with self._alone():
+        async with self.alone():
             work = self.connection.execute(statement, parameters)
             return await self.dialect.finish(self.driver, work)
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
         """Run code written for SQLAlchemy's synchronous connection, as Alembic's is."""
-        async with self._alone():
+        async with self.alone():
             return await self.dialect.finish(self.driver, self.connection.run_sync(work))
 
     async def insert(
         self, table: sa.Table, batches: AsyncIterator[pa.RecordBatch], types: Types
     ) -> int:
         """Bulk-insert record batches whose columns are named as the table's; the row count."""
-        async with self._alone():
+        async with self.alone():
             return await self.dialect.insert(self, table, batches, types)
 
     async def rows(
@@ -168,12 +149,12 @@ class Session:
 
     async def raw_rows(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
         """All rows of a statement that :meth:`compile` gave."""
-        async with self._alone():
+        async with self.alone():
             return await self.dialect.rows(self, sql, values)
 
     async def find_online(self, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
         """Look up online rows, all as of one moment; see :meth:`Dialect.find_online`."""
-        async with self._alone():
+        async with self.alone():
             return await self.dialect.find_online(self, lookups, keys)
 
     async def stream(
@@ -188,7 +169,7 @@ class Session:
         chunks = self.dialect.stream(self, sql, values, size)
         try:
             while True:
-                async with self._alone():
+                async with self.alone():
                     chunk = await anext(chunks, None)
                 if chunk is None:
                     return
@@ -197,15 +178,21 @@ class Session:
             await chunks.aclose()
 
     @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[None]:
+    async def alone(self) -> AsyncIterator[None]:
+        """The connection to oneself, errors of its driver translated."""
         async with self._lock:
-            with translated(self.label):
-                yield
+            try:
+                with translated(self.label):
+                    yield
+            except BaseException:
+                # PostgreSQL answers COMMIT with a rollback then, and calls that no error.
+                self._broken = self.dialect.failure_ends_transaction
+                raise
 
     def check_open(self) -> None:
-        """Raise :class:`StoreUnavailableError` where the transaction is gone: a call that was
-        cancelled at a bad moment, or a lost connection, has rolled it back."""
-        if not self.dialect.in_transaction(self.driver):
+        """Raise :class:`StoreUnavailableError` where the transaction is gone: a call that failed
+        or was cancelled, or a lost connection, has rolled it back."""
+        if self._broken or not self.dialect.in_transaction(self.driver):
             raise StoreUnavailableError(
                 f"The transaction on {self.label} was rolled back when a call in it broke off; "
                 f"nothing of it was kept. Repeat it."
@@ -219,13 +206,18 @@ class Session:
         async def begin() -> AsyncTransaction:
             return await self.connection.begin_nested()
 
-        async with self._alone():
+        async with self.alone():
             nested = await self.dialect.finish(self.driver, begin())
         try:
             yield
         except BaseException:
-            with translated(self.label):
-                await uninterrupted(nested.rollback())
+            try:
+                with translated(self.label):
+                    await uninterrupted(nested.rollback())
+            except FeatureStoreError:
+                self._broken = True  # what broke it is the error to tell
+            else:
+                self._broken = False
             raise
         with translated(self.label):
             await uninterrupted(nested.commit())
@@ -258,13 +250,18 @@ class Database:
         if not isinstance(self.engine, AsyncEngine):
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
         self.dialect = _dialect(self.engine, self._owned)
-        self.label = self.engine.url.render_as_string(hide_password=True)
+        self._closed = False
+        self.label = label_of(self.engine.url)
         # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
         self._writer = asyncio.Lock() if self.dialect.single_writer else None
 
     async def close(self) -> None:
-        """Close all connections of an engine made here; leave a borrowed one alone."""
+        """Close all connections of an engine made here; leave a borrowed one alone.
+
+        Calls under way go on to their end, and close their connections then.
+        """
         if self._owned:
+            self._closed = True
             await uninterrupted(self.engine.dispose())
 
     @asynccontextmanager
@@ -274,14 +271,14 @@ class Database:
             connection = await self.engine.connect()
         try:
             raw = await connection.get_raw_connection()
-            session = Session(connection, raw.driver_connection, self.dialect)
+            session = Session(connection, raw.driver_connection, self.dialect, self.label)
             with translated(self.label):
                 await self.dialect.prepare(session)
             yield session
         except BaseException:
             await uninterrupted(self._give_back(connection, failed=True))
             raise
-        if self._owned and not connection.in_transaction():
+        if self._owned and not self._closed and not connection.in_transaction():
             await connection.close()  # no more than putting it back: nothing to interrupt
         else:
             await uninterrupted(self._give_back(connection))
@@ -293,15 +290,20 @@ class Database:
                 await connection.rollback()
                 if not connection.invalidated:
                     driver = (await connection.get_raw_connection()).driver_connection
-                    if failed and not await self.dialect.is_alive(driver):
+                    if self._closed or (failed and not await self._is_usable(driver)):
                         # SQLAlchemy does not see what breaks beneath it.
                         await connection.invalidate()
                     elif not self._owned:
                         await self.dialect.release(driver)
-                await connection.close()
         except (TimeoutError, SQLAlchemyError, OSError):
             await connection.invalidate()
+        finally:
             await connection.close()
+
+    async def _is_usable(self, driver: Any) -> bool:
+        """Whether a connection on which a call failed may be given to others."""
+        alive = await self.dialect.is_alive(driver)
+        return alive and not self.dialect.in_transaction(driver)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
@@ -334,15 +336,26 @@ class Database:
             except BaseException:
                 await uninterrupted(_abandon(session.connection))
                 raise
+            await self._commit(session)
+
+    async def _commit(self, session: Session) -> None:
+        try:
             with translated(self.label):
-                # However long the answer takes: the rows are durable or not, and it says which.
-                await uninterrupted(session.connection.commit(), seconds=None)
+                # Cancelled or not: the rows are durable or not, and the answer says which.
+                await answered(session.connection.commit(), seconds=self.dialect.commit_seconds)
+        except StoreUnavailableError as error:
+            if session.dialect.is_closed(session.driver) or isinstance(
+                error.__cause__, TimeoutError
+            ):
+                raise commit_unanswered(self.label) from error.__cause__
+            raise
 
 
 async def _abandon(connection: AsyncConnection) -> None:
     """Roll back; a connection that cannot even do that is thrown away."""
     try:
-        await connection.rollback()
+        async with asyncio.timeout(FINISH_SECONDS / 2):
+            await connection.rollback()
     except (TimeoutError, SQLAlchemyError, OSError):
         await connection.invalidate()
     except Exception as error:

@@ -15,10 +15,15 @@ from featurestore.errors import (
     StoreUnavailableError,
 )
 
-# SQLSTATE classes and codes after which the same call may succeed: connection failures,
-# too many connections, shutdowns, deadlocks and serialization failures.
+# SQLSTATE classes and codes after which the same call may succeed: connection failures, too many
+# connections, shutdowns, limits of time, a server that is a standby or begins to be the primary,
+# I/O errors, deadlocks and serialization failures.
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_PASSING = ("08", "53300", "57P01", "57P02", "57P03", "57P05", "40001", "40P01", "55P03")
+_PASSING = (
+    "08", "53", "57014", "57P01", "57P02", "57P03", "57P05", "58030", "25006", "25P03", "25P04",
+    "40001", "40P01", "55P03",
+)  # fmt: skip
+_FULL = ("53100", "53400")
 _NO_ACCESS = ("3D000", "28")
 _LAYOUT = ("42703", "42P01", "22P03", "42804", "0A000")
 
@@ -60,22 +65,28 @@ def translate(error: BaseException, database: str) -> FeatureStoreError:
     if isinstance(root, sqlite3.Error):
         return _sqlite(root, database)
     state = getattr(root, "sqlstate", None) or ""
+    said = str(root).partition("\n")[0].rstrip(".")  # details and hints follow: see __cause__
     if state.startswith(_LAYOUT):
         return LayoutChanged(
-            f"A table in {database} is not as the registry has it: {root}. Run apply again, and "
+            f"A table in {database} is not as the registry has it: {said}. Run apply again, and "
             f"repeat the call."
         )
+    if state.startswith(_FULL):
+        return StoreUnavailableError(
+            f"{database} has no room for this: {said}. Nothing of the transaction was kept; "
+            f"repeat it when there is."
+        )
     if state.startswith(_NO_ACCESS):
-        return StoreUnavailableError(f"{database} refuses the connection: {root}.")
+        return StoreUnavailableError(f"{database} refuses the connection: {said}.")
     if state.startswith(_PASSING):
-        return StoreUnavailableError(f"{database} broke off: {root}. Trying again may help.")
+        return StoreUnavailableError(f"{database} broke off: {said}. Trying again may help.")
     # asyncpg has one class for misuse and for connections that are gone, and loses count of its
     # own states where one goes in the middle of a call.
     kind = type(root).__name__
-    gone = kind == "InternalClientError" or (kind == "InterfaceError" and "clos" in str(root))
+    gone = kind == "InternalClientError" or (kind == "InterfaceError" and "clos" in said)
     if gone or isinstance(root, OSError):
         return StoreUnavailableError(
-            f"{database} cannot be reached: {str(root) or type(root).__name__}. Is it running, "
+            f"{database} cannot be reached: {said or type(root).__name__}. Is it running, "
             f"and is the URL right?"
         )
     return FeatureStoreError(f"{database} refused a statement: {root}")
@@ -83,6 +94,17 @@ def translate(error: BaseException, database: str) -> FeatureStoreError:
 
 def _sqlite(error: sqlite3.Error, database: str) -> FeatureStoreError:
     text = str(error)
+    if "is full" in text or "disk I/O" in text:
+        return StoreUnavailableError(
+            f"{database} cannot be written: {text}. Nothing of the transaction was kept; repeat it "
+            f"when there is room on its disk."
+        )
+    if "interrupted" in text:
+        return StoreUnavailableError(f"{database} broke off: {text}. Trying again may help.")
+    if "readonly" in text:
+        return StoreUnavailableError(
+            f"{database} cannot be written: {text}. May you write to it, and to its folder?"
+        )
     if "locked" in text or "busy" in text:
         return StoreUnavailableError(
             f"{database} is locked by another process that writes. Trying again may help."
@@ -101,3 +123,12 @@ def _sqlite(error: sqlite3.Error, database: str) -> FeatureStoreError:
     if isinstance(error, sqlite3.IntegrityError):
         return SchemaMismatchError(f"{database} refused a row: {text}")
     return FeatureStoreError(f"{database} refused a statement: {text}")
+
+
+def commit_unanswered(database: str) -> StoreUnavailableError:
+    """The error for a connection that broke off between a COMMIT and its answer."""
+    return StoreUnavailableError(
+        f"{database} broke off before it answered to a COMMIT: whether the transaction was kept "
+        f"is not known. Repeat it: files that were loaded are skipped. For anything else the "
+        f"ledger (store.loads(), `featurestore loads`) says whether it is there."
+    )

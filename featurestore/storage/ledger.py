@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
-from featurestore.errors import NotFoundError
+from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.reports import Load, QuarantinedRow
 from featurestore.storage.engine import Session
 from featurestore.storage.registry import Catalog, RegisteredView
@@ -17,11 +18,21 @@ from featurestore.storage.tables import load, quarantine
 
 async def loads_of_footer(session: Session, view_id: int, footer: str) -> Sequence[Any]:
     """Loads of files with this footer: candidates for being the same content."""
-    query = sa.select(load.c.id, load.c.content_hash).where(
+    query = sa.select(load).where(
         load.c.view_id == view_id, load.c.footer_hash == footer, load.c.undone_at.is_(None)
     )
     rows: Sequence[Any] = (await session.execute(query.order_by(load.c.id))).all()
     return rows
+
+
+async def find_row(session: Session, load_id: int) -> Any:
+    """A load's row of the ledger; None where there is none."""
+    return (await session.execute(sa.select(load).where(load.c.id == load_id))).one_or_none()
+
+
+def is_complete(row: Any) -> bool:
+    """Whether a load (a row of the ledger) has all of its file."""
+    return row.rows_total is None or bool(row.rows_read == row.rows_total)
 
 
 async def has_pending(session: Session, view_id: int) -> bool:
@@ -38,11 +49,33 @@ async def clear_pending(session: Session, view_id: int, until: dt.datetime) -> N
     await session.execute(statement.values(future_until=None))
 
 
-async def list_loads(session: Session, catalog: Catalog, view: str | None) -> list[Load]:
-    """The loads of a view, or of the project's views, oldest first."""
+def load_number(load_id: object) -> int:
+    """A load's number as the database takes it; :class:`DefinitionError` where it is none."""
+    if isinstance(load_id, bool) or not hasattr(load_id, "__index__"):
+        raise DefinitionError(
+            f"load_id={load_id!r}: loads have whole numbers; `featurestore loads` (store.loads()) "
+            f"lists them."
+        )
+    number = operator.index(load_id)
+    # None has a number that the database could not even look for.
+    return number if 0 <= number < 2**63 else -1
+
+
+async def list_loads(
+    session: Session,
+    catalog: Catalog,
+    view: str | None,
+    load_id: int | None = None,
+    limit: int | None = None,
+) -> list[Load]:
+    """The loads of a view, or of the project's views, oldest first: the one of this number, or
+    the latest ``limit``."""
     chosen = [catalog.view(view)] if view is not None else list(catalog.views.values())
     names = {one.id: one.name for one in chosen}
-    query = sa.select(load).where(load.c.view_id.in_(names)).order_by(load.c.id)
+    query = sa.select(load).where(load.c.view_id.in_(names))
+    if load_id is not None:
+        query = query.where(load.c.id == load_number(load_id))
+    found = await session.execute(query.order_by(load.c.id.desc()).limit(limit))
     return [
         Load(
             row.id,
@@ -58,36 +91,43 @@ async def list_loads(session: Session, catalog: Catalog, view: str | None) -> li
             row.started_at,
             row.finished_at,
             row.undone_at,
+            row.rows_total,
         )
-        for row in await session.execute(query)
+        for row in reversed(found.all())
     ]
 
 
 async def list_rejected(
-    session: Session, catalog: Catalog, load_id: int | None, view: str | None
+    session: Session,
+    catalog: Catalog,
+    load_id: int | None,
+    view: str | None,
+    limit: int | None = None,
 ) -> list[QuarantinedRow]:
-    """Rows set aside by loads with ``on_invalid="quarantine"``, in file order."""
+    """Rows set aside by loads with ``on_invalid="quarantine"``, in file order; the latest
+    ``limit`` of them."""
     chosen = [catalog.view(view)] if view is not None else list(catalog.views.values())
     names = {one.id: one.name for one in chosen}
     query = (
         sa.select(quarantine, load.c.source)
         .join(load, load.c.id == quarantine.c.load_id)
         .where(quarantine.c.view_id.in_(names))
-        .order_by(quarantine.c.load_id, quarantine.c.row)
+        .order_by(quarantine.c.load_id.desc(), quarantine.c.row.desc())
     )
     if load_id is not None:
-        query = query.where(quarantine.c.load_id == load_id)
+        query = query.where(quarantine.c.load_id == load_number(load_id))
+    found = await session.execute(query.limit(limit))
     return [
         QuarantinedRow(
             row.load_id, names[row.view_id], row.source, row.row, row.reason, row.row_values
         )
-        for row in await session.execute(query)
+        for row in reversed(found.all())
     ]
 
 
 async def find_load(session: Session, catalog: Catalog, load_id: int) -> tuple[RegisteredView, Any]:
     """A load that is not undone, with its view; :class:`NotFoundError` otherwise."""
-    row = (await session.execute(sa.select(load).where(load.c.id == load_id))).one_or_none()
+    row = await find_row(session, load_number(load_id))
     views = {view.id: view for view in catalog.views.values()}
     if row is None or row.view_id not in views:
         raise NotFoundError(

@@ -331,7 +331,11 @@ def _differences(old: Any, new: Any, names: Iterable[str]) -> str:
     for name in names:
         before, after = getattr(old, name), getattr(new, name)
         if before != after:
-            changed.append(f"{name} {_show(before)} → {_show(after)}")
+            old_text, new_text = _show(before), _show(after)
+            if old_text == new_text:  # only a password, say, is another one
+                changed.append(f"{name} {new_text}, in what is not shown of it")
+            else:
+                changed.append(f"{name} {old_text} → {new_text}")
     return ", ".join(changed)
 
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
-import pgpq
-import pgpq.encoders
-import pgpq.schema
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
-from featurestore.storage import tables
+from featurestore.storage import postgresql_copy, postgresql_wire, tables
 from featurestore.storage.dialect import Found, FoundRow, Lookups, Match, Types
-from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, newest_first
+from featurestore.storage.tables import EVENT, SINGLE, newest_first
 from featurestore.types import (
     ArrayType,
     Date,
@@ -35,12 +31,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ENCODE_ROWS = 8_192
-"""Rows per encoder call. pgpq holds the GIL while it encodes, so this bounds the loop's stall:
-8 ms with 8,192 rows of 11 columns against 22 ms with 65,536, at the same speed."""
-
 ALIVE_SECONDS = 5.0
 """How long a connection on which a call failed has to prove that it still works."""
+
+COMMIT_SECONDS = 300.0
+"""How long an answer to a COMMIT is waited for: one that waits for a replica takes its time."""
 
 _BROKEN = (
     asyncpg.PostgresError,
@@ -72,7 +67,10 @@ class PostgreSQL:
     """The dialect of PostgreSQL 13 and later."""
 
     single_writer = False
+    sorts_rows = True
     keeps_temporary_tables = False
+    failure_ends_transaction = True
+    commit_seconds: float | None = COMMIT_SECONDS
 
     async def prepare(self, session: Session) -> None:
         return None
@@ -89,8 +87,10 @@ class PostgreSQL:
         return True
 
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
-        # A cancelled connection is closed by SQLAlchemy, and the server lets go of its locks.
-        return await work
+        return await postgresql_wire.finish(driver, work)
+
+    async def _execute(self, session: Session, statement: sa.Executable) -> None:
+        await self.finish(session.driver, session.connection.execute(statement))
 
     async def begin(self, session: Session) -> None:
         # What waits for a lock must see what was committed meanwhile, so this is not left to a
@@ -103,14 +103,17 @@ class PostgreSQL:
         if tables:
             # Before the snapshot, which the first query takes and a lock does not.
             names = ", ".join(_quoted(session, table) for table in tables)
-            await session.connection.execute(sa.text(f"LOCK TABLE {names} IN ACCESS SHARE MODE"))
+            await self._execute(session, sa.text(f"LOCK TABLE {names} IN ACCESS SHARE MODE"))
         await self._settle(session)
 
     async def _settle(self, session: Session) -> None:
         # SQLAlchemy's adapter begins its transaction with the first statement that it runs
         # itself; a COPY on the driver's connection before that would stand outside of it.
         # Casts between text or timestamp and timestamptz below depend on the zone.
-        await session.connection.execute(sa.select(sa.func.set_config("TimeZone", "UTC", True)))
+        await self._execute(session, sa.select(sa.func.set_config("TimeZone", "UTC", True)))
+
+    def is_closed(self, driver: Any) -> bool:
+        return bool(driver.is_closed())
 
     def in_transaction(self, driver: Any) -> bool:
         return not driver.is_closed() and bool(driver.is_in_transaction())
@@ -166,51 +169,25 @@ class PostgreSQL:
         batches: AsyncIterator[pa.RecordBatch],
         types: Types,
     ) -> int:
-        columns = list(types)
-        if any(_zoned_array(kind) for kind in types.values()):
-            return await self._insert_staged(session, table, batches, types)
-        return await _copy(session, table, columns, batches, types)
-
-    async def _insert_staged(
-        self,
-        session: Session,
-        table: sa.Table,
-        batches: AsyncIterator[pa.RecordBatch],
-        types: Types,
-    ) -> int:
-        """Arrays of timestamps leave pgpq without zone and COPY refuses them as timestamptz:
-        they go through a temporary table and a cast, in the session's zone, which is UTC."""
-        naive = pg.ARRAY(pg.TIMESTAMP(timezone=False))
-        staging = sa.Table(
-            session.temporary_name(),
-            sa.MetaData(),
-            *(
-                sa.Column(name, naive if _zoned_array(kind) else self.column_type(kind))
-                for name, kind in types.items()
-            ),
-            prefixes=["TEMPORARY"],
-            postgresql_on_commit="DROP",
-        )
-        await session.connection.execute(sa.schema.CreateTable(staging))
-        count = await _copy(session, staging, list(types), batches, types)
-        values = [sa.cast(staging.c[name], self.column_type(kind)) for name, kind in types.items()]
-        await session.connection.execute(
-            table.insert().from_select(list(types), sa.select(*values))
-        )
-        await session.connection.execute(sa.schema.DropTable(staging))
-        return count
+        return await postgresql_copy.insert(session, table, batches, types)
 
     async def rows(
         self, session: Session, sql: str, values: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
-        result: Sequence[Sequence[Any]] = await session.driver.fetch(sql, *values)
+        async with postgresql_wire.calling(session.driver):
+            result: Sequence[Sequence[Any]] = await session.driver.fetch(sql, *values)
         return result
 
     async def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
-        cursor = await session.driver.cursor(sql, *values)
-        while chunk := await cursor.fetch(size):
+        async with postgresql_wire.calling(session.driver):
+            cursor = await session.driver.cursor(sql, *values)
+        while True:
+            async with postgresql_wire.calling(session.driver):
+                chunk = await cursor.fetch(size)
+            if not chunk:
+                return
             yield chunk
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
@@ -257,28 +234,37 @@ class PostgreSQL:
         best = sa.select(rows).where(*match(rows)).order_by(*newest_first(rows)).limit(1).lateral()
         return left.outerjoin(best, sa.true()), best
 
-    def refresh_online(
-        self,
-        history: sa.Table,
-        online: sa.Table,
-        keys: Sequence[str],
-        first: int,
-        last: int,
-        until: dt.datetime,
-    ) -> sa.sql.dml.Insert | None:
+    def stage_online(
+        self, session: Session, online: sa.Table, keys: Mapping[str, FeatureType], types: Types
+    ) -> postgresql_copy.Stage:
+        return postgresql_copy.Stage(session, online, keys, types)
+
+    def keys_arrived(
+        self, history: sa.Table, keys: Mapping[str, FeatureType], rows: pa.Table
+    ) -> sa.Select[tuple[Any, ...]]:
+        # By their values: the arrivals' index does not know what has just come.
         if not keys:
-            return None
-        rows = history.alias()
-        columns = [*keys, EVENT, CREATED, ARRIVAL]
-        columns += [c.name for c in online.c if c.name in rows.c and c.name not in columns]
-        by_key = [rows.c[key] for key in keys]
-        best = (
-            sa.select(*(rows.c[name] for name in columns))
-            .where(rows.c[ARRIVAL].between(first, last), rows.c[EVENT] <= until)
-            .order_by(*by_key, *newest_first(rows))
-        )
-        # DISTINCT ON walks the keys in order, so writers lock online rows in one order.
-        return pg.insert(online).from_select(columns, best.ext(pg.distinct_on(*by_key)))
+            return sa.select(sa.literal(0, sa.Integer).label(SINGLE))
+        values = [rows.column(key).to_pylist() for key in keys]
+        arrays = [
+            sa.cast(
+                sa.bindparam(None, _as_sent(kind, column), type_=pg.ARRAY(passed), unique=True),
+                pg.ARRAY(passed),
+            )
+            for kind, column in zip(keys.values(), values, strict=True)
+            for passed in [self.passed(kind)]
+        ]
+        names = [f"k{index}" for index in range(len(keys))]
+        table = sa.func.unnest(*arrays).table_valued(*names, name="r").render_derived()
+        columns = [
+            sa.cast(table.c[name], self.column_type(kind)).label(key)
+            for name, (key, kind) in zip(names, keys.items(), strict=True)
+        ]
+        return sa.select(*columns).distinct()
+
+    def passed(self, kind: FeatureType) -> sa.types.TypeEngine[Any]:
+        """The type as which keys of ``kind`` are sent."""
+        return sa.Text() if kind in (Date, Timestamp) else self.column_type(kind)
 
     async def find_online(
         self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
@@ -289,16 +275,13 @@ class PostgreSQL:
             query = _online_query(self, lookups).prefix_with(tables.revision_mark(lookups.revision))
             lookups.cache["sql"], lookups.cache["values"] = session.compile(query, arrays)
         columns = list(zip(*keys, strict=True)) if lookups.key_types else [[0] * len(keys)]
-        arrays_sent = [
-            [_key_text(kind, value) for value in column] if kind in (Date, Timestamp) else column
-            for kind, column in zip(kinds, columns, strict=True)
-        ]
+        arrays_sent = [_as_sent(kind, column) for kind, column in zip(kinds, columns, strict=True)]
         # Where the statement takes an array its number was bound; the rest are constants.
         values = [
             arrays_sent[value] if isinstance(value, int) else value
             for value in lookups.cache["values"]
         ]
-        records = await session.driver.fetch(lookups.cache["sql"], *values)
+        records = await self.rows(session, lookups.cache["sql"], values)
         found: list[list[FoundRow | None]] = []
         start = 1
         for lookup in lookups.lookups:
@@ -317,8 +300,7 @@ def _online_query(dialect: PostgreSQL, lookups: Lookups) -> sa.Select[Any]:
     types = lookups.key_types or (Int64,)
     arrays = []
     for index, kind in enumerate(types):
-        passed = sa.Text() if kind in (Date, Timestamp) else dialect.column_type(kind)
-        arrays.append(sa.cast(sa.bindparam(f"k{index}"), pg.ARRAY(passed)))
+        arrays.append(sa.cast(sa.bindparam(f"k{index}"), pg.ARRAY(dialect.passed(kind))))
     names = [f"k{index}" for index in range(len(types))]
     rows = (
         sa.func.unnest(*arrays)
@@ -349,55 +331,13 @@ def _quoted(session: Session, table: sa.Table) -> str:
     return session.connection.dialect.identifier_preparer.format_table(table)
 
 
-def _key_text(kind: FeatureType, value: Any) -> str | None:
-    return None if value is None else value.isoformat()  # see PostgreSQL.bind
+def _as_sent(kind: FeatureType, values: Sequence[Any]) -> Sequence[Any]:
+    """Keys as they are sent: dates and timestamps as text, see :meth:`PostgreSQL.bind`."""
+    if kind not in (Date, Timestamp):
+        return values
+    return [None if value is None else value.isoformat() for value in values]
 
 
 def _found(values: Sequence[Any]) -> FoundRow | None:
     event_time, fresh, *features = values
     return None if event_time is None else FoundRow(event_time, fresh, features)
-
-
-def _zoned_array(kind: FeatureType) -> bool:
-    return isinstance(kind, ArrayType) and kind.item == Timestamp
-
-
-async def _copy(
-    session: Session,
-    table: sa.Table,
-    columns: list[str],
-    batches: AsyncIterator[pa.RecordBatch],
-    types: Types,
-) -> int:
-    rows = 0
-
-    async def encoded() -> AsyncIterator[bytes]:
-        nonlocal rows
-        encoder = _encoder(types)
-        yield encoder.write_header()
-        async for batch in batches:
-            for start in range(0, batch.num_rows, ENCODE_ROWS):
-                piece = batch.slice(start, ENCODE_ROWS)
-                yield await asyncio.to_thread(encoder.write_batch, piece)
-            rows += batch.num_rows
-        yield encoder.finish()
-
-    await session.driver.copy_to_table(
-        table.name, source=encoded(), columns=columns, format="binary"
-    )
-    return rows
-
-
-def _encoder(types: Types) -> pgpq.ArrowToPostgresBinaryEncoder:
-    schema = pa.schema([(name, kind.arrow) for name, kind in types.items()])
-    infer = pgpq.ArrowToPostgresBinaryEncoder.infer_encoder
-    builder = pgpq.encoders.StringEncoderBuilder
-    encoders = {
-        field.name: (
-            builder.new_with_output(field, pgpq.schema.Jsonb())
-            if types[field.name] == Json
-            else infer(field)
-        )
-        for field in schema
-    }
-    return pgpq.ArrowToPostgresBinaryEncoder.new_with_encoders(schema, encoders)

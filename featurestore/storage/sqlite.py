@@ -13,7 +13,8 @@ import datetime as dt
 import decimal
 import json
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -25,7 +26,16 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import OperationalError
 
 from featurestore.storage.dialect import Found, FoundRow, Lookup, Lookups, Match, Types
-from featurestore.storage.tables import ARRIVAL, EVENT, counter, newest_first, project
+from featurestore.storage.rule import keys_written, settle_conflict
+from featurestore.storage.tables import (
+    ARRIVAL,
+    EVENT,
+    SINGLE,
+    counter,
+    newest_first,
+    project,
+)
+from featurestore.storage.waiting import bring_to_end, stoppable, uninterrupted
 from featurestore.types import (
     EPOCH,
     ArrayType,
@@ -35,6 +45,7 @@ from featurestore.types import (
     DecimalType,
     FeatureType,
     Float32,
+    Int32,
     Json,
     Timestamp,
     from_micros,
@@ -51,9 +62,6 @@ BUSY_MILLISECONDS = 1_000
 
 WRITER_SECONDS = 30.0
 """How long a writer waits for another process to finish writing."""
-
-INTERRUPT_SECONDS = 0.05
-"""How long after an interrupt a statement is interrupted again: it may have begun since."""
 
 INSERT_ROWS = 16_384
 """Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
@@ -88,7 +96,7 @@ async def open_connection(*arguments: Any, **options: Any) -> aiosqlite.Connecti
     try:
         return await connection
     except BaseException:
-        await asyncio.to_thread(connection._thread.join, THREAD_SECONDS)
+        await uninterrupted(asyncio.to_thread(connection._thread.join, THREAD_SECONDS))
         raise
 
 
@@ -100,7 +108,10 @@ class SQLite:
     """
 
     single_writer = True
+    sorts_rows = False
     keeps_temporary_tables = True
+    failure_ends_transaction = False
+    commit_seconds: float | None = None
 
     def __init__(self, *, owned: bool) -> None:
         self._owned = owned
@@ -133,19 +144,13 @@ class SQLite:
     async def is_alive(self, driver: Any) -> bool:
         return True
 
+    def is_closed(self, driver: Any) -> bool:
+        return False  # there is no other side that could be lost
+
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         # SQLAlchemy drops a connection whose call is cancelled, but its thread goes on, and its
         # locks stay for as long as anybody holds the traceback: so the call is brought to an end.
-        task = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            while not task.done():
-                await driver.interrupt()
-                await asyncio.wait([task], timeout=INTERRUPT_SECONDS)
-            if not task.cancelled():
-                task.exception()  # that it was interrupted is no news
-            raise
+        return await stoppable(work, partial(_interrupt, driver))
 
     def in_transaction(self, driver: Any) -> bool:
         return bool(driver.in_transaction)
@@ -200,15 +205,9 @@ class SQLite:
         batches: AsyncIterator[pa.RecordBatch],
         types: Types,
     ) -> int:
-        # SQLAlchemy writes the columns in the table's order, so the values come in it too.
-        types = {column.name: types[column.name] for column in table.c if column.name in types}
-        statement = table.insert().values({name: sa.bindparam(name) for name in types})
-        sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="qmark")))
         rows = 0
         async for batch in batches:
-            for start in range(0, batch.num_rows, INSERT_ROWS):
-                piece = batch.slice(start, INSERT_ROWS)
-                await _run(session.driver, partial(_insert, sql=sql, batch=piece, types=types))
+            await _write(session.driver, table.insert(), table, batch, types)
             rows += batch.num_rows
         return rows
 
@@ -285,16 +284,16 @@ class SQLite:
         )
         return left.outerjoin(best, best.c[ARRIVAL] == newest), best
 
-    def refresh_online(
-        self,
-        history: sa.Table,
-        online: sa.Table,
-        keys: Sequence[str],
-        first: int,
-        last: int,
-        until: dt.datetime,
-    ) -> sa.sql.dml.Insert | None:
-        return None
+    def stage_online(
+        self, session: Session, online: sa.Table, keys: Mapping[str, FeatureType], types: Types
+    ) -> Stage:
+        return Stage(session, online, keys, types)
+
+    def keys_arrived(
+        self, history: sa.Table, keys: Mapping[str, FeatureType], rows: pa.Table
+    ) -> sa.Select[tuple[Any, ...]]:
+        arrivals = rows.column(ARRIVAL)
+        return keys_written(history, list(keys), arrivals[0].as_py(), arrivals[-1].as_py())
 
     async def find_online(
         self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
@@ -332,15 +331,69 @@ async def _patiently(attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
 async def _run(driver: Any, work: Callable[[sqlite3.Connection], T]) -> T:
     """Run ``work`` on the connection's own thread, in one hop however many statements it has.
 
-    A caller that is cancelled interrupts what SQLite is doing.
+    A caller that is cancelled interrupts what SQLite is doing, and waits for its end.
     """
     try:
         # aiosqlite's public calls are one statement a hop each; this is what they are made of.
         result: T = await driver._execute(work, driver._conn)
         return result
     except asyncio.CancelledError:
-        await driver.interrupt()
+        # The thread takes one thing after the other: when it comes to this, it has ended that.
+        last = driver._execute(_nothing)
+        await uninterrupted(bring_to_end(last, partial(_interrupt, driver)), seconds=None)
         raise
+
+
+def _nothing() -> None:
+    return None
+
+
+async def _interrupt(driver: Any) -> None:
+    with suppress(ValueError, sqlite3.Error):  # closed meanwhile
+        await driver.interrupt()
+
+
+async def _write(
+    driver: Any, statement: Any, table: sa.Table, batch: pa.RecordBatch, types: Types
+) -> None:
+    """Run an INSERT of ``types`` for each row of a batch."""
+    # SQLAlchemy writes the columns in the table's order, so the values come in it too.
+    types = {column.name: types[column.name] for column in table.c if column.name in types}
+    statement = statement.values({name: sa.bindparam(name) for name in types})
+    sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="qmark")))
+    for start in range(0, batch.num_rows, INSERT_ROWS):
+        piece = batch.slice(start, INSERT_ROWS)
+        await _run(driver, partial(_insert, sql=sql, batch=piece, types=types))
+
+
+class Stage:
+    """The newest rows of a load's keys, on their way into the online table: written at once, as
+    SQLite has one writer."""
+
+    def __init__(
+        self, session: Session, online: sa.Table, keys: Mapping[str, FeatureType], types: Types
+    ) -> None:
+        self._session = session
+        self._online = online
+        self._keys = keys
+        self._types = dict(types) if keys else {SINGLE: Int32, **types}
+
+    async def fill(self, rows: pa.Table) -> None:
+        await self.add(rows)
+
+    async def add(self, rows: pa.Table) -> None:
+        statement = settle_conflict(
+            sqlite.insert(self._online), self._online, self._keys, replace=False
+        )
+        if not self._keys:
+            zeros = pa.nulls(rows.num_rows, pa.int32()).fill_null(0)
+            rows = rows.append_column(SINGLE, zeros)
+        async with self._session.alone():
+            for batch in rows.to_batches():
+                await _write(self._session.driver, statement, self._online, batch, self._types)
+
+    async def finish(self) -> None:
+        """All is there already."""
 
 
 def _insert(raw: sqlite3.Connection, *, sql: str, batch: pa.RecordBatch, types: Types) -> None:

@@ -68,19 +68,19 @@ async def erase(
 async def undo(session: Session, view: RegisteredView, row: Any, skew: dt.timedelta) -> UndoReport:
     """Take a load's rows out of history, online and quarantine.
 
-    Online rows that came from it become what the rest of history says, or go.
+    Online rows that came from it become what the rest of history says, or go: both are counted.
     """
     dialect = session.dialect
     now = await dialect.now(session)
-    keys_changed = removed = 0
+    affected = gone = removed = 0
     if row.first_arrival is not None:
         span = (row.first_arrival, row.last_arrival)
         if view.online is not None:
             keys = view.view.join_keys
             of = keys_online_from(view.online, list(keys), *span)
-            before = sa.select(sa.func.count()).select_from(view.online)
-            affected = before.where(view.online.c[ARRIVAL].between(*span))
-            keys_changed = (await session.execute(affected)).scalar_one()
+            brought = view.online.c[ARRIVAL].between(*span)
+            count = sa.select(sa.func.count()).select_from(view.online).where(brought)
+            affected = (await session.execute(count)).scalar_one()
             await session.execute(
                 take_online(
                     dialect,
@@ -93,9 +93,9 @@ async def undo(session: Session, view: RegisteredView, row: Any, skew: dt.timede
                     replace=True,
                 )
             )
-            await session.execute(view.online.delete().where(view.online.c[ARRIVAL].between(*span)))
+            gone = (await session.execute(view.online.delete().where(brought))).rowcount
         deleted = view.history.delete().where(view.history.c[ARRIVAL].between(*span))
         removed = (await session.execute(deleted)).rowcount
     await session.execute(quarantine.delete().where(quarantine.c.load_id == row.id))
     await session.execute(load.update().where(load.c.id == row.id).values(undone_at=now))
-    return UndoReport(row.id, view.name, removed, keys_changed)
+    return UndoReport(row.id, view.name, removed, affected - gone, gone)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 from featurestore.cli.commands.demo import demo
+from featurestore.cli.commands.ingest import ingest
 from featurestore.cli.commands.ledger import loads, status, undo
 from featurestore.cli.commands.reading import online, training_set
 from featurestore.cli.commands.setup import apply, init, migrate, plan
-from featurestore.cli.commands.writing import ingest, materialize, push
+from featurestore.cli.commands.writing import materialize, push
 
 COMMANDS: tuple[click.Command, ...] = (
     init,

@@ -46,4 +46,4 @@ async def _demo(settings: Settings, folder: Path) -> DemoResult:
 
     # With --json the story is no result, the numbers are.
     console = Console(file=sys.stderr if settings.json else sys.stdout)
-    return await run_demo(settings.url, folder=folder, console=console)
+    return await run_demo(settings.url, project=settings.project, folder=folder, console=console)

@@ -14,10 +14,12 @@ from featurestore.cli.options import Command, Settings, pass_settings
 from featurestore.cli.output import Table, plural
 from featurestore.cli.session import open_store, run
 from featurestore.errors import NotFoundError
+from featurestore.reports import Load
+from featurestore.urls import without_secrets
 
 if TYPE_CHECKING:
     from featurestore.definitions import FeatureView
-    from featurestore.reports import Load, QuarantinedRow, UndoReport
+    from featurestore.reports import QuarantinedRow, UndoReport
     from featurestore.store import FeatureStore
 
 
@@ -41,36 +43,66 @@ def loads(
 ) -> None:
     """List what was loaded and pushed, the latest last."""
     given = ctx.get_parameter_source("limit") is not click.core.ParameterSource.DEFAULT
-    kind, table_of = ("row set aside", _rejected_table) if rejected else ("load", _loads_table)
-    found: Sequence[Any] = run(_loads(settings, view, rejected), "Interrupted.")
-    shown = found[-limit:] if limit and (given or not settings.json) else found
+    most = limit if limit and (given or not settings.json) else None
+    work = _rejected(settings, view, most) if rejected else _loads(settings, view, most)
+    found: Sequence[Any] = run(work, "Interrupted.")
+    shown = found if most is None else found[-most:]
     if settings.json:
-        output.print_json([asdict(one) for one in shown])
+        output.print_json([_entry(one) for one in shown])
         return
-    output.print_table(table_of(shown))
+    output.print_table(_rejected_table(shown) if rejected else _loads_table(shown))
     if len(shown) < len(found):
-        output.say(f"The latest {len(shown):,} of {len(found):,}; --limit 0 shows all.")
+        output.say(f"These are the latest {len(shown):,}; --limit 0 shows all.")
     if not found:
+        kind = "row set aside" if rejected else "load"
         output.say(f"No {kind}{f' of {view}' if view else ''}.")
+    if not rejected:
+        _say_how_to_go_on(shown)
 
 
-async def _loads(
-    settings: Settings, view: str | None, rejected: bool
-) -> list[Load] | list[QuarantinedRow]:
+async def _loads(settings: Settings, view: str | None, most: int | None) -> list[Load]:
     async with open_store(settings) as store:
-        if rejected:
-            return await store.rejected(view=view)
-        return await store.loads(view)
+        return await store.loads(view, limit=_one_more(most))
+
+
+async def _rejected(settings: Settings, view: str | None, most: int | None) -> list[QuarantinedRow]:
+    async with open_store(settings) as store:
+        return await store.rejected(view=view, limit=_one_more(most))
+
+
+def _one_more(most: int | None) -> int | None:
+    """That one tells whether there are more than are shown."""
+    return None if most is None else most + 1
+
+
+def _entry(one: Load | QuarantinedRow) -> dict[str, Any]:
+    return asdict(one) | ({"complete": one.complete} if isinstance(one, Load) else {})
+
+
+def _say_how_to_go_on(loads: Sequence[Load]) -> None:
+    parts = [str(load.load_id) for load in loads if _is_part(load)]
+    if parts:
+        several = len(parts) > 1
+        output.say(
+            f"{'Loads' if several else 'Load'} {', '.join(parts)} {'have' if several else 'has'} a "
+            f"part of the file: ingest it again to go on, or undo the load."
+        )
+
+
+def _is_part(load: Load) -> bool:
+    return not load.complete and load.undone_at is None
 
 
 def _loads_table(loads: Sequence[Load]) -> Table:
     table = Table(
-        (">load", "view", "kind", "~source", ">read", ">written", ">rejected", "finished", "state")
+        (">load", "view", "kind", "~source", ">read", ">written", ">rejected", "finished", "~state")
     )
     for load in loads:
         counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
         finished = load.finished_at.replace(microsecond=0)
         state = "undone" if load.undone_at else ""
+        if _is_part(load):
+            state = f"{load.rows_read:,} of {load.rows_total:,} rows"
         table.rows.append(
             (load.load_id, load.view, load.kind, load.source, *counts, finished, state)
         )
@@ -113,17 +145,13 @@ def undo(settings: Settings, load_id: int, yes: bool) -> None:
     if settings.json:
         output.print_json(asdict(report))
         return
-    output.say(
-        f"Load {report.load_id} is undone: {plural(report.rows_removed, 'row')} of {report.view} "
-        f"removed, {plural(report.keys_changed, 'key')} changed online."
-    )
+    output.say(str(report))
 
 
 async def _find_load(settings: Settings, load_id: int) -> Load:
     async with open_store(settings) as store:
-        for load in await store.loads():
-            if load.load_id == load_id:
-                return load
+        for load in await store.loads(load_id=load_id):
+            return load
     raise NotFoundError(f"There is no load {load_id}: featurestore loads lists them.")
 
 
@@ -180,7 +208,7 @@ async def _view_status(store: FeatureStore, view: FeatureView) -> dict[str, Any]
         "features": _type_names(view.types),
         "ttl_seconds": None if view.ttl is None else view.ttl.total_seconds(),
         "online": view.online,
-        "source": None if view.source is None else list(view.source.paths),
+        "source": None if view.source is None else [*map(without_secrets, view.source.paths)],
         "rows": await store.repository(view.name).count(),
         "loads": len(loads),
         "last_load": max((load.finished_at for load in loads), default=None),

@@ -1,0 +1,48 @@
+"""Working ahead: one stage of a pipeline runs while the next has its hands full."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def ahead(source: AsyncIterator[T], depth: int) -> AsyncIterator[AsyncIterator[T]]:
+    """Run ``source`` in a task of its own, at most ``depth`` items ahead of who reads it.
+
+    The task ends with the block: errors of the source reach the reader as they are.
+    """
+    queue: asyncio.Queue[T | _End] = asyncio.Queue(depth)
+
+    async def fill() -> None:
+        try:
+            async for item in source:
+                await queue.put(item)
+            await queue.put(_End(None))
+        except Exception as error:  # noqa: BLE001 - raised again where the items are read
+            await queue.put(_End(error))
+
+    async def read() -> AsyncIterator[T]:
+        while not isinstance(item := await queue.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+
+    task = asyncio.create_task(fill())
+    try:
+        yield read()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class _End:
+    """The end of a source, by itself or by an error."""
+
+    error: Exception | None

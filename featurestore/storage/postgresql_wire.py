@@ -1,0 +1,133 @@
+"""What asyncpg's connections need beyond asyncpg: an end to cancelled calls, and to lost peers.
+
+SQLAlchemy gives up a connection whose call was cancelled, and where the cancellation comes again
+while it does so, the statement runs on at the server. So a cancelled call is stopped there first,
+and its connection stays of use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any, TypeVar
+
+import asyncpg
+
+from featurestore.storage.waiting import bring_to_end, stoppable, uninterrupted
+
+T = TypeVar("T")
+
+_CANCEL_SECONDS = 1.0
+"""How long one request to cancel may take to reach the server."""
+
+# A peer that is gone without a word is noticed within about a minute: after 30 quiet seconds it
+# is asked three times, 10 seconds apart, and what was sent must be acknowledged in 60. However
+# long a statement takes, a peer that is there answers that.
+_KEEPALIVE = {
+    "TCP_KEEPIDLE": 30,
+    "TCP_KEEPALIVE": 30,  # macOS has this name for it
+    "TCP_KEEPINTVL": 10,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 60_000,
+}
+
+
+async def open_connection(*arguments: Any, **options: Any) -> asyncpg.Connection:
+    """An asyncpg connection that notices when its server is gone."""
+    connection = await _connect(asyncpg.connect(*arguments, **options))
+    transport = getattr(connection, "_transport", None)
+    peer = transport and transport.get_extra_info("socket")
+    if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):  # a system that does not know one of them
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEPALIVE.items():
+                if hasattr(socket, name):
+                    peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return connection
+
+
+async def _connect(opening: Coroutine[Any, Any, Any]) -> Any:
+    """Await ``opening``. Cancelled in the middle, asyncpg leaves a future that nobody looks at:
+    so it may end first, where it does so soon."""
+    task = asyncio.create_task(opening)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await uninterrupted(_withdraw(task))
+        raise
+    return task.result()
+
+
+async def _withdraw(task: asyncio.Task[Any]) -> None:
+    await asyncio.wait([task], timeout=_CANCEL_SECONDS)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=_CANCEL_SECONDS)
+    if task.done() and not task.cancelled() and task.exception() is None:
+        task.result().terminate()
+
+
+async def finish(driver: Any, work: Coroutine[Any, Any, T]) -> T:
+    """Await a call of SQLAlchemy's; a caller that is cancelled stops its statement first.
+
+    A connection whose server does not react is terminated.
+    """
+    return await stoppable(work, partial(_cancel, driver), driver.terminate)
+
+
+async def _cancel(driver: Any) -> None:
+    """Ask the server to cancel what the connection runs; it need not run anything."""
+    # asyncpg has no public way to do that without cancelling its own waiting, which SQLAlchemy
+    # would take for a broken connection.
+    request = getattr(driver, "_cancel", None)
+    if request is None or driver.is_closed():
+        return
+    with suppress(TimeoutError, OSError):
+        async with asyncio.timeout(_CANCEL_SECONDS):
+            await request(asyncio.get_running_loop().create_future())
+
+
+@asynccontextmanager
+async def calling(driver: Any) -> AsyncIterator[None]:
+    """Around a call of asyncpg's own, which asks the server to cancel it where its caller is
+    cancelled: the server's answer is waited for, and a connection without one terminated."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        # asyncpg asks once. Where that comes before the statement does, nothing is cancelled.
+        answer = driver.execute("SELECT 1")
+        stopped = bring_to_end(answer, partial(_cancel, driver), driver.terminate)
+        await uninterrupted(stopped, seconds=None)
+        raise
+
+
+async def copy(
+    driver: Any, table: str, columns: Sequence[str], source: AsyncGenerator[bytes, None]
+) -> None:
+    """COPY the chunks of ``source``, which are in the binary format, into a table."""
+    protocol = driver._protocol
+
+    def lost(_: Any) -> None:
+        # Where a connection breaks while it is full, asyncpg waits for room for ever.
+        protocol.resume_writing()
+
+    driver.add_termination_listener(lost)
+    try:
+        async with calling(driver):
+            await driver.copy_to_table(
+                table, source=_while_open(driver, source), columns=columns, format="binary"
+            )
+    finally:
+        driver.remove_termination_listener(lost)
+        await source.aclose()
+
+
+async def _while_open(driver: Any, source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """End with the connection: asyncpg tells what befell it when there is no more to send."""
+    async for chunk in source:
+        if driver.is_closed():
+            return
+        yield chunk
