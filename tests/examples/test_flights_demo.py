@@ -154,9 +154,11 @@ def test_the_commands_find_the_database(
     monkeypatch.delenv("FEATURESTORE_URL", raising=False)
     if environment is not None:
         monkeypatch.setenv("FEATURESTORE_URL", environment)
-    commands = demo_module._what_next(Path("flights_demo"), url)
+    commands = demo_module._what_next(Path("flights_demo"), url, "default")
     assert commands[0] == "cd flights_demo"
     assert commands[1:-3] == tuple(line.format(here=tmp_path) for line in export)
+    for command in demo_module._what_next(Path("flights_demo"), url, "flights")[-3:]:
+        assert "featurestore --project flights " in command
 
 
 def test_the_commands_are_run_as_the_demo_was(

@@ -139,11 +139,23 @@ async def test_a_load_reports_how_far_it_is(feature_store: fs.FeatureStore, tmp_
     await feature_store.apply(view)
     path = await write(tmp_path / "made.parquet", readings(), row_group_size=500)
     told: list[fs.Progress] = []
-    await feature_store.ingest(view, path, progress=told.append)
-    assert [one.rows_done for one in told] == [500, 1000, 1500, 2000, 2000]
-    assert [one.finished for one in told] == [False] * 4 + [True]
-    assert told[-1].bytes_done == told[-1].bytes_total
-    assert told[-1].rows_total == ROWS
+    report = await feature_store.ingest(view, path, progress=told.append)
+    phases = ["starting", "reading", "finishing", "done"]
+    assert list(dict.fromkeys(one.phase for one in told)) == phases
+    order = [phases.index(one.phase) for one in told]
+    assert order == sorted(order)
+    for done in ([one.rows_done for one in told], [one.bytes_done for one in told]):
+        assert done[0] == 0
+        assert done == sorted(done)
+    assert [one.finished for one in told] == [False] * (len(told) - 1) + [True]
+    last = told[-1]
+    assert (last.rows_done, last.rows_total, last.rows_kept) == (ROWS, ROWS, 0)
+    assert last.bytes_done == last.bytes_total
+    assert (last.files_done, last.files_total, last.file_number) == (1, 1, 1)
+    assert last.load_id == report.loads[0].load_id
+    again: list[fs.Progress] = []
+    await feature_store.ingest(view, path, progress=again.append)
+    assert [(one.phase, one.rows_done) for one in again] == [("starting", 0), ("done", 0)]
 
 
 async def test_the_loop_stays_free_while_a_file_is_loaded(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import datetime as dt
 import email.utils
 import logging
@@ -23,8 +24,9 @@ from aiohttp import web
 
 import featurestore as fs
 from featurestore.ingest import http
-from featurestore.ingest.sources import resolve_paths, without_secrets
+from featurestore.ingest.sources import SourceFile, resolve_sources
 from featurestore.testing import allow_blocking
+from featurestore.urls import without_secrets
 
 ROWS = 20_000
 NOON = dt.datetime(2024, 1, 1, 12, tzinfo=dt.UTC)
@@ -221,6 +223,19 @@ async def test_large_ranges_come_in_pieces(
     await loads_whole(feature_store, server.url)
     assert len(server.requests) > 25
     assert server.most_at_once <= http.PARALLEL
+
+
+async def test_a_hosts_files_have_one_limit_together(
+    featurestore_url: str, server: Server, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(http, "PIECE", 10_000)
+    server.pause = 0.01
+    async with contextlib.AsyncExitStack() as stack:
+        urls = [f"{server.url}?{n}" for n in range(4)]
+        readers = [await stack.enter_async_context(http.open_url(url)) for url in urls]
+        reading = (reader.read(0, reader.size) for reader in readers)
+        assert await asyncio.gather(*reading) == [server.content] * 4
+    assert server.most_at_once == http.REQUESTS < 4 * http.PARALLEL
 
 
 async def test_a_view_may_have_a_url_as_its_source(feature_store: fs.FeatureStore, server: Server):
@@ -723,12 +738,13 @@ async def test_what_is_no_url(feature_store: fs.FeatureStore, url: str):
     assert "hush" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["s3://key:hush@bucket/x.parquet?v=hush", "file:///x", "://"])
+@pytest.mark.parametrize("url", ["ftp://key:hush@host/x.parquet?v=hush", "file:///x", "://"])
 async def test_other_schemes_are_named(featurestore_url: str, url: str):
-    with pytest.raises(fs.SourceError, match=r"cannot be read.*http:// and https://") as caught:
-        await resolve_paths([url])
+    with pytest.raises(fs.SourceError, match=r"cannot be read.*http://, https://") as caught:
+        await resolve_sources([url])
     assert "hush" not in str(caught.value)
-    assert await resolve_paths(["HTTPS://host/*.parquet?x"]) == ["HTTPS://host/*.parquet?x"]
+    url = "HTTPS://host/*.parquet?x"
+    assert await resolve_sources([url]) == [SourceFile(url)]
 
 
 async def test_a_missing_httpx_is_named(

@@ -51,6 +51,7 @@ MORE = {
     "LoadReport",
     "Progress",
     "QuarantinedRow",
+    "StreamReport",
     "Transaction",
     "UndoReport",
 }
@@ -69,6 +70,7 @@ CALLS = [
     "materialize",
     "plan",
     "push",
+    "push_stream",
     "rejected",
     "repository",
     "stream_historical_features",
@@ -136,7 +138,11 @@ def test_the_calls_have_the_parameters_of_the_contract():
     wanted = {
         "plan": "(self, definitions)",
         "apply": "(self, definitions, *, allow=())",
-        "ingest": "(self, view, source=None, *, on_invalid='raise', force=False, progress=None)",
+        "ingest": (
+            "(self, view, source=None, *, on_invalid='raise', force=False, progress=None, "
+            "commit_every=None, files_at_once=2, max_bytes_in_flight=268435456, "
+            "max_decoded_bytes=2147483648)"
+        ),
         "push": "(self, view, rows)",
         "materialize": "(self, views=None, *, start=None, end=None)",
         "get_online_features": "(self, features, entity_rows, *, full_feature_names=False)",
@@ -145,7 +151,7 @@ def test_the_calls_have_the_parameters_of_the_contract():
             "engine='auto', full_feature_names=False)"
         ),
         "repository": "(self, view)",
-        "loads": "(self, view=None)",
+        "loads": "(self, view=None, *, load_id=None, limit=None)",
         "undo_load": "(self, load_id)",
     }
     found = {}

@@ -1,0 +1,15 @@
+"""What several of these files share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from loading import Loader, loader
+
+
+@pytest.fixture(scope="session")
+def child() -> Iterator[Loader]:
+    """A process that has imported everything, and loads files in forks of itself."""
+    with loader() as ready:
+        yield ready
