@@ -80,9 +80,17 @@ async def watched(way: Way) -> Cost:
     return Cost(seconds, delays)
 
 
-async def compare(title: str, ways: dict[str, Way], *, work: float, unit: str) -> None:
-    """Do the same ``work`` in each of the ways, and print the group."""
-    show(title, unit, {name: (work, await watched(way)) for name, way in ways.items()})
+async def compare(
+    title: str, ways: dict[str, Way], *, work: float, unit: str, rounds: int = 3
+) -> None:
+    """Do the same ``work`` in each of the ways by turns, and print the fastest round of each."""
+    costs: dict[str, Cost] = {}
+    for _ in range(rounds):
+        for name, way in ways.items():
+            cost = await watched(way)
+            if name not in costs or cost.seconds < costs[name].seconds:
+                costs[name] = cost
+    show(title, unit, {name: (work, cost) for name, cost in costs.items()})
 
 
 def show(title: str, unit: str, costs: dict[str, tuple[float, Cost]]) -> None:
@@ -212,6 +220,7 @@ async def python(items: int) -> None:
             },
             work=items,
             unit="items/s",
+            rounds=2,
         )
         again = time.perf_counter()
         await pooled(processes)
@@ -276,6 +285,7 @@ async def http(requests: int) -> None:
                 },
                 work=requests,
                 unit="answers/s",
+                rounds=1,
             )
     finally:
         server.terminate()
@@ -371,9 +381,9 @@ async def run(scale: int, folder: Path) -> None:
         f"{idle.delay(1) * 1e3:.1f} ms (worst)"
     )
     await parquet(131_072 * 10 // scale, folder)
-    await python(100 // scale)
+    await python(60 // scale)
     await http(80 // scale)
-    await small(2_000 // scale)
+    await small(1_000 // scale)
     await streams(20_000 // scale, folder)
 
 

@@ -135,9 +135,14 @@ class Column:
 
 
 def parquet_file(
-    columns: Sequence[Column], rows: int, *, group_rows: int | None = None, groups: int = 1
+    columns: Sequence[Column],
+    rows: int,
+    *,
+    file_rows: int | None = None,
+    created_by: bytes = b"",
+    more: Sequence[tuple[int, int, Any]] = (),
 ) -> bytes:
-    """A file of ``columns``; all its row groups share their bytes."""
+    """A file of ``columns`` and one row group of ``rows`` rows, or so its footer says."""
     out = bytearray(b"PAR1")
     chunks, elements = [], [pack([(4, BINARY, b"root"), (5, I32, len(columns))])]
     for column in columns:
@@ -155,9 +160,9 @@ def parquet_file(
         described += [(n, I32 if n in (1, 4) else I64, value) for n, value in meta.items()]
         chunks.append(pack([(2, I64, 0), (3, STRUCT, pack(sorted(described)))]))
         elements += _elements(column)
-    said = rows if group_rows is None else group_rows
-    group = pack([(1, LIST, (STRUCT, chunks)), (2, I64, 0), (3, I64, said)])
-    return bytes(out) + ending(elements, [group] * groups, rows)
+    group = pack([(1, LIST, (STRUCT, chunks)), (2, I64, 0), (3, I64, rows)])
+    said = rows if file_rows is None else file_rows
+    return bytes(out) + ending(elements, [group], said, created_by, more)
 
 
 def _elements(column: Column) -> list[bytes]:
@@ -174,13 +179,22 @@ def _elements(column: Column) -> list[bytes]:
     ]
 
 
-def ending(elements: list[bytes], groups: list[bytes], rows: int) -> bytes:
+def ending(
+    elements: list[bytes],
+    groups: list[bytes],
+    rows: int,
+    created_by: bytes = b"",
+    more: Sequence[tuple[int, int, Any]] = (),
+) -> bytes:
+    """A footer and what follows it."""
     footer = pack(
         [
             (1, I32, 2),
             (2, LIST, (STRUCT, elements)),
             (3, I64, rows),
             (4, LIST, (STRUCT, groups)),
+            (6, BINARY, created_by),
+            *more,
         ]
     )
     return footer + len(footer).to_bytes(4, "little") + b"PAR1"

@@ -18,7 +18,7 @@ from featurestore.cli import output
 from featurestore.cli.commands import COMMANDS
 from featurestore.cli.definitions import line_in
 from featurestore.cli.options import Group, ReaderLeft, Settings
-from featurestore.cli.session import Interrupted
+from featurestore.cli.session import Interrupted, leave
 from featurestore.errors import FeatureStoreError
 
 __all__ = ["main"]
@@ -62,7 +62,10 @@ def main(args: Sequence[str] | None = None) -> int:
         output.say("Interrupted.")
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where nothing may get past
-        return _report(error, settings)
+        failed = _report(error, settings)
+        if isinstance(error, Interrupted) and args is None:  # as a program, not called by one
+            leave(failed)
+        return failed
     return int(status or DONE)
 
 

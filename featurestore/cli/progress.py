@@ -267,10 +267,9 @@ class RowProgress:
                 return replace(line, share=None, status="finishing", seconds=seconds)
             case "done":
                 return replace(line, share=1.0, status="skipped" if file.skipped else "done")
-        if pace is None:
-            return line
-        if now.rows_done == now.rows_before and now.rows_before:
-            return replace(line, status="going on")  # the rows before are passed over
+        if now.rows_done == now.rows_before:  # the rows before are passed over
+            return replace(line, status="going on" if now.rows_before else "")
+        assert pace is not None
         to_come = file.rows_to_come + FINISHING * ((now.rows_total or 0) - now.rows_before)
         return replace(line, rate=pace.rate(), left=pace.seconds_for(to_come))
 
@@ -285,15 +284,14 @@ class RowProgress:
         to_come = sum(one.rows_to_come for one in active) + unseen
         if done + to_come:
             self._furthest = max(self._furthest, done / (done + to_come))
-        pace = self._pace
-        return Line(
-            f"{sums.files:,} of {plural(total, 'file')}",
-            self._furthest,
-            done,
-            None if pace is None else pace.rate(),
-            sums.size + sum(one.now.bytes_done for one in active),
-            left=None if pace is None else pace.seconds_for(to_come),
-        )
+        title = f"{sums.files:,} of {plural(total, 'file')}"
+        size = sums.size + sum(one.now.bytes_done for one in active)
+        line = Line(title, self._furthest, done, size=size)
+        if self._pace is None or not self._rows_of_this_run():
+            return line
+        if not to_come:
+            return replace(line, status="finishing")
+        return replace(line, rate=self._pace.rate(), left=self._pace.seconds_for(to_come))
 
 
 def _is_of(file: _File, now: Progress) -> bool:
@@ -320,7 +318,7 @@ class _Lines:
             self._long = False
         elif now is not None and now.phase == "finishing" and self._long:
             self._say(f"{now.file}: all {plural(now.rows_done, 'row')} are in, finishing")
-        elif self._clock() - self._last >= SECONDS_BETWEEN_LINES:
+        elif self._clock() - self._last >= SECONDS_BETWEEN_LINES and not (now and now.finished):
             self._say(_in_words(self._lines()[0]))
             self._long = True
 

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -49,16 +49,28 @@ def run(
     ``stopping`` is called on the loop as soon as that begins. A second Ctrl-C ends the program at
     once: the database then takes back what was not committed.
     """
-    with asyncio.Runner() as runner:
-        ctrl_c = _CtrlC(runner.get_loop(), stopping)
-        try:
-            return runner.run(ctrl_c.guard(work))
-        except (asyncio.CancelledError, Exception):
-            if not ctrl_c.pressed:  # else it failed because it was told to stop
-                raise
-            raise Interrupted(kept if isinstance(kept, str) else kept()) from None
-        finally:
-            ctrl_c.release()
+    runner = asyncio.Runner()
+    ctrl_c = _CtrlC(runner.get_loop(), stopping)
+    try:
+        return runner.run(ctrl_c.guard(work))
+    except (asyncio.CancelledError, Exception):
+        if not ctrl_c.pressed:  # else it failed because it was told to stop
+            raise
+        raise Interrupted(kept if isinstance(kept, str) else kept()) from None
+    finally:
+        ctrl_c.release()
+        if not ctrl_c.pressed:
+            # Else the threads of the loop, which compute what nobody wants any more, would be
+            # waited for. See `leave`.
+            runner.close()
+
+
+def leave(status: int) -> NoReturn:
+    """End the program now that all is said: a large process takes a second to take itself apart,
+    and whoever pressed Ctrl-C waits for it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 class _CtrlC:
@@ -86,8 +98,19 @@ class _CtrlC:
             return await work
         finally:
             work.close()  # where it was not begun
-            if self._hint is not None:
-                self._hint.cancel()
+            if self.pressed:
+                await self._tidy()
+
+    async def _tidy(self) -> None:
+        """What the end of a loop does, without waiting for its threads."""
+        if self._hint is not None:
+            self._hint.cancel()
+        left = asyncio.all_tasks() - {self._task}
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=PATIENCE_SECONDS)
+        await self._loop.shutdown_asyncgens()
 
     def _press(self, number: int, frame: FrameType | None) -> None:
         if self.pressed:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
+from featurestore.storage.waiting import uninterrupted
+
 T = TypeVar("T")
 
 
@@ -26,6 +28,11 @@ async def ahead(source: AsyncIterator[T], depth: int) -> AsyncIterator[AsyncIter
             await queue.put(_End(None))
         except Exception as error:  # noqa: BLE001 - raised again where the items are read
             await queue.put(_End(error))
+        except asyncio.CancelledError as error:
+            if task.cancelling():
+                raise
+            # A task that the source waits for was cancelled: the reader must not wait for ever.
+            await queue.put(_End(error))
 
     async def read() -> AsyncIterator[T]:
         while not isinstance(item := await queue.get(), _End):
@@ -38,11 +45,15 @@ async def ahead(source: AsyncIterator[T], depth: int) -> AsyncIterator[AsyncIter
         yield read()
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await uninterrupted(_end_of(task), seconds=None)
+
+
+async def _end_of(task: asyncio.Task[None]) -> None:
+    await asyncio.wait([task])
 
 
 @dataclass(frozen=True)
 class _End:
     """The end of a source, by itself or by an error."""
 
-    error: Exception | None
+    error: BaseException | None

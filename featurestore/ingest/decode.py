@@ -85,6 +85,10 @@ class Decoder:
         view.show(columns)
         return file
 
+    def close(self, *, whole: bool) -> None:
+        """Let go of the columns shown last."""
+        self._files[whole][0].show([])
+
     def too_large(self, row_group: int, least: int) -> SourceError:
         """The error for a row group that decodes to ``least`` bytes or more."""
         limit = self.limits.decoded_bytes
@@ -94,11 +98,11 @@ class Decoder:
             f"(max_decoded_bytes={_rounded(least)}), or write it with smaller row groups."
         )
 
-    def page_too_large(self, row_group: int, scan: PageScan) -> SourceError:
+    def page_too_large(self, row_group: int, leaf: Leaf, size: int) -> SourceError:
         """The error for a page that alone is more than a file may hold."""
         return SourceError(
-            f"{self.name}: row group {row_group}, column {scan.leaf.path!r} has a page of "
-            f"{scan.largest:,} bytes, of which a file may hold {self.limits.page:,}. If the file "
+            f"{self.name}: row group {row_group}, column {leaf.path!r} has a page of "
+            f"{size:,} bytes, of which a file may hold {self.limits.page:,}. If the file "
             f"is what it should be, allow more (max_bytes_in_flight), or write it with smaller "
             f"pages."
         )
@@ -142,8 +146,9 @@ class RowGroup:
         self.rows = rows
         self.row = 0
         self.columns = [ColumnBytes(chunk.offset, chunk.length) for chunk in chunks]
+        self._tally = _Tally(decoder, index)
         self.scans = [
-            PageScan(leaf, chunk, data, rows, self._check_pages)
+            PageScan(leaf, chunk, data, rows, self._tally.page)
             for leaf, chunk, data in zip(decoder.leaves, chunks, self.columns, strict=True)
         ]
         self.stopped = False
@@ -152,7 +157,6 @@ class RowGroup:
         self._whole = whole
         self._skip = skip
         self._hashes = [_hash() for _ in chunks] if hashed else []
-        self._decoded = 0
         self._file: Any = None
         self._batches: Any = None
         self._gathered: list[pa.RecordBatch] = []
@@ -176,8 +180,11 @@ class RowGroup:
                     return
                 if self._hashes:
                     self._hashes[column].update(piece)
-                self.columns[column].add(piece)
-                self.scans[column].advance()
+                data, scan = self.columns[column], self.scans[column]
+                data.add(piece)
+                scan.advance()
+                if self.row == self.rows:  # it is only looked through
+                    data.release(data.arrived if scan.complete else scan.position)
 
     def next(self) -> pa.RecordBatch | None:
         """The next batch; None at the end, and where more bytes must come first."""
@@ -224,14 +231,16 @@ class RowGroup:
             batch = next(self._batches, None)
             if batch is None or not 0 < batch.num_rows <= end - self.row:
                 raise ValueError(f"it does not hold the {self.rows:,} rows that the footer says")
-            self._decoded += batch.nbytes
-            self._check(self._decoded)
+            self._tally.decoded(batch.nbytes)
             first, self.row = self.row, self.row + batch.num_rows
             if self.row > self._skip:
                 kept = batch.slice(max(0, self._skip - first))
                 self._gathered.append(kept)
                 self._held += kept.nbytes
-        if not self._whole:
+        if self.row == self.rows:
+            self._batches = None
+            self._decoder.close(whole=self._whole)
+        elif not self._whole:
             for data, scan in zip(self.columns, self.scans, strict=True):
                 data.release(min(data.used, scan.position))
 
@@ -248,15 +257,33 @@ class RowGroup:
             else:
                 self._ready.append(batch)
 
-    def _check_pages(self) -> None:
-        self._check(sum(scan.least for scan in self.scans))
-        for scan in self.scans:
-            if scan.largest > self._limits.page:
-                raise self._decoder.page_too_large(self.index, scan)
+
+class _Tally:
+    """What a row group decodes to at least, going by its pages and by what came out of them.
+
+    Apart from the row group, so that its column chunks know no one who knows them: in a circle
+    they would stay in memory until someone collects it.
+    """
+
+    def __init__(self, decoder: Decoder, row_group: int) -> None:
+        self._decoder = decoder
+        self._row_group = row_group
+        self._told = self._decoded = 0
+
+    def page(self, leaf: Leaf, least: int, size: int) -> None:
+        """Take note of a page, of ``size`` bytes plain; raises for what is too much."""
+        self._told += least
+        self._check(self._told)
+        if size > self._decoder.limits.page:
+            raise self._decoder.page_too_large(self._row_group, leaf, size)
+
+    def decoded(self, size: int) -> None:
+        self._decoded += size
+        self._check(self._decoded)
 
     def _check(self, least: int) -> None:
-        if least > self._limits.decoded_bytes:
-            raise self._decoder.too_large(self.index, least)
+        if least > self._decoder.limits.decoded_bytes:
+            raise self._decoder.too_large(self._row_group, least)
 
 
 def _hash() -> Any:

@@ -130,6 +130,7 @@ class _Taken:
     layout: Layout
     columns: dict[str, str]
     constants: dict[str, pa.Scalar]
+    read: list[str]
     plan: list[Chunks]
     identity: str
 
@@ -142,13 +143,15 @@ class _Taken:
         columns = layout.locate(footer.schema, job.mapping, reader.name, folders)
         constants = partition_values(file, layout, job.mapping, reader.name, columns)
         check_schema(footer.schema, layout, columns, reader.name)
-        plan = plan_chunks(footer, list(columns.values()), reader.name, reader.size)
+        # Where folders hold all of it, a column that nobody asks for tells how many rows there are.
+        read = list(columns.values()) or footer.schema.names[:1]
+        plan = plan_chunks(footer, read, reader.name, reader.size)
         # After a new field the file brings something new; the same rows of another folder are
         # other rows.
         taken = ",".join(f"{name}={columns[name]}" for name in sorted(columns))
         taken += "".join(f",{name}:{constants[name]!r}" for name in sorted(constants))
         named = hashlib.blake2b(f"{footer.digest},{taken}".encode(), digest_size=20)
-        return cls(layout, columns, constants, plan, named.hexdigest())
+        return cls(layout, columns, constants, read, plan, named.hexdigest())
 
 
 @dataclass
@@ -310,8 +313,7 @@ class _FileLoad:
         """The file's rows from number ``first`` on, checked; no batch goes across a multiple of
         ``every``."""
         self.rows_done = first
-        wanted = list(self.taken.columns.values())
-        limits = self.job.budget.limits
+        wanted, limits = self.taken.read, self.job.budget.limits
         async for batch, size in read_batches(
             self.reader, self.footer, self.taken.plan, wanted, digest, limits, skip_rows=first
         ):

@@ -76,13 +76,15 @@ class Group:
 class Footer:
     """What a Parquet file says of itself; ``digest`` names the footer's bytes.
 
-    ``metadata`` is pyarrow's, of the footer that was written anew.
+    ``metadata`` is pyarrow's, of the footer that was written anew; ``columns`` are the names of the
+    schema, each with the number of leaf columns that it takes.
     """
 
     metadata: Any
     schema: pa.Schema
     digest: str
     groups: tuple[Group, ...]
+    columns: tuple[tuple[str, int], ...]
 
     @property
     def rows(self) -> int:
@@ -140,7 +142,8 @@ def _parsed(name: str, size: int, tail: bytes) -> Footer:
             coerce_int96_timestamp_unit="us",
         )
         schema = _with_durations(file.schema_arrow, told)
-        _check_schema(schema, file.metadata, groups)
+        columns = tuple((field.name, _leaf_count(field.type)) for field in schema)
+        _check_columns(columns, file.metadata, groups)
     except SourceError:
         raise
     except DAMAGE as error:
@@ -149,7 +152,7 @@ def _parsed(name: str, size: int, tail: bytes) -> Footer:
             why = "it ends too early" if isinstance(error, IndexError) else "it lacks a part"
         raise SourceError(f"{name} is damaged: its footer cannot be read ({why}).") from error
     digest = hashlib.blake2b(tail, digest_size=20).hexdigest()
-    return Footer(file.metadata, schema, digest, groups)
+    return Footer(file.metadata, schema, digest, groups, columns)
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -265,21 +268,24 @@ def _written_group(group: Group, types: list[int]) -> bytes:
     return thrift.pack([(1, LIST, (STRUCT, columns)), (2, I64, 0), (3, I64, group.rows)])
 
 
-def _check_schema(schema: pa.Schema, metadata: Any, groups: tuple[Group, ...]) -> None:
+def _check_columns(
+    columns: tuple[tuple[str, int], ...], metadata: Any, groups: tuple[Group, ...]
+) -> None:
     """Raise where the parts do not fit each other, or a name is no text."""
-    leaves = sum(leaf_count(field.type) for field in schema)
-    for field in schema:
-        field.name.encode()
+    leaves = 0
+    for name, count in columns:
+        name.encode()
+        leaves += count
     if leaves != metadata.num_columns:
         raise ValueError(f"its schema has {metadata.num_columns} columns, Arrow sees {leaves}")
     if groups and len(groups[0].chunks) != leaves:
         raise ValueError(f"its schema has {leaves} columns, its row groups {len(groups[0].chunks)}")
 
 
-def leaf_count(kind: pa.DataType) -> int:
+def _leaf_count(kind: pa.DataType) -> int:
     """How many leaf columns a type takes in Parquet."""
     if pa.types.is_nested(kind):
-        return sum(leaf_count(kind.field(i).type) for i in range(kind.num_fields))
+        return sum(_leaf_count(kind.field(i).type) for i in range(kind.num_fields))
     return 1
 
 

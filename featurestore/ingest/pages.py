@@ -102,9 +102,8 @@ class PageScan:
     """Follows the pages of one column chunk as its bytes come.
 
     ``least`` is what the pages so far decode to at least, in bytes; ``cost`` what it may be at
-    most, by row; ``largest`` the plain size of the largest page. ``check`` is called where one has
-    grown, before it is looked into what made it grow. ``needed`` is how far bytes must have come
-    for the next page.
+    most, by row; ``needed`` is how far bytes must have come for the next page. ``check`` is called
+    with what ``least`` grows by and the plain size of the page, before the page is looked into.
     """
 
     def __init__(
@@ -113,13 +112,12 @@ class PageScan:
         chunk: Chunk,
         data: ColumnBytes,
         rows: int,
-        check: Callable[[], None],
+        check: Callable[[Leaf, int, int], None],
     ) -> None:
         self.leaf = leaf
         self.data = data
         self.rows = rows
         self.least = 0
-        self.largest = 0
         self.needed = chunk.offset
         self.complete = False
         self._check = check
@@ -193,12 +191,11 @@ class PageScan:
                     self.needed = here + 1
                     return None
                 length *= 16
-        self._note(header, self._at + size)
-        self._check()
+        self._grow(self._least_of(header, self._at + size), header[2])
         return header, self._at + size
 
-    def _note(self, header: dict[int, Any], body: int) -> None:
-        """What a header says, before any of its body is read; adds to ``least``."""
+    def _least_of(self, header: dict[int, Any], body: int) -> int:
+        """What a page decodes to at least; raises for a header that cannot be."""
         if not _REQUIRED[0] <= header.keys():
             raise ValueError("a page's header lacks what each must have")
         whole, length = header[2], header[3]
@@ -206,11 +203,10 @@ class PageScan:
             raise ValueError("a page reaches beyond its column chunk, or has a negative size")
         whole = max(whole, length) if self._chunk.codec == 0 else whole
         header[2] = whole
-        self.largest = max(self.largest, whole)
         part = self._part(header)
         if part is None:
-            return
-        count = part[1]
+            return 0
+        count = int(part[1])
         if count < 0:
             raise ValueError("a page has a negative number of values")
         if header[1] == _DICTIONARY:
@@ -218,14 +214,17 @@ class PageScan:
                 raise ValueError(
                     f"a dictionary of {whole:,} bytes is said to have {count:,} values"
                 )
-            self.least += whole
-            return
-        encoding = self._encoding(header)
+            return int(whole)
+        # An item of a list may be no value but an empty list, which takes an offset.
         value = min(self.leaf.width, 4) if self.leaf.max_rep else self.leaf.width
         least = count // 8 if self.leaf.kind == "BOOLEAN" else count * (value or 4)
-        if encoding in _DICTIONARY_CODED and self._present(header) is not None:
-            least += self._shortest * (self._present(header) or 0)
-        self.least += least if encoding in _DICTIONARY_CODED else max(least, whole)
+        if self._encoding(header) in _DICTIONARY_CODED:
+            return least + self._shortest * (self._present(header) or 0)
+        return max(least, int(whole))
+
+    def _grow(self, size: int, page: int) -> None:
+        self.least += size
+        self._check(self.leaf, size, page)
 
     @staticmethod
     def _part(header: dict[int, Any]) -> dict[int, Any] | None:
@@ -265,8 +264,7 @@ class PageScan:
         width = float(self.leaf.width + self._overhead)
         if encoding in (_DELTA_LENGTHS, _DELTA_STRINGS):
             shared, longest = page.shared_prefixes(encoding)
-            self.least += shared
-            self._check()
+            self._grow(shared, header[2])
             even = longest if shared > _EVEN else shared / max(count, 1)
             width = self._overhead + even + header[2] / max(count, 1)
         elif strings and encoding in _DICTIONARY_CODED:

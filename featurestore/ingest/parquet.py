@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from featurestore.errors import SourceError
 from featurestore.ingest.decode import BATCH_ROWS, Decoder, Limits, RowGroup
-from featurestore.ingest.footer import Chunk, Footer, leaf_count, read_footer
+from featurestore.ingest.footer import Chunk, Footer, read_footer
 from featurestore.ingest.ranges import RangeReader
 
 __all__ = [
@@ -30,7 +30,6 @@ __all__ = [
     "Footer",
     "Limits",
     "content_digest",
-    "leaves",
     "plan_chunks",
     "read_batches",
     "read_footer",
@@ -63,7 +62,7 @@ class Chunks:
         return sum(one.length for one in self.columns)
 
 
-def leaves(schema: pa.Schema, columns: Iterable[str]) -> list[int]:
+def _leaves(footer: Footer, columns: Iterable[str]) -> list[int]:
     """The positions of Parquet's leaf columns that make up the top-level ``columns``.
 
     Counted rather than looked up by path: a path joins names with dots, which names may hold.
@@ -71,9 +70,8 @@ def leaves(schema: pa.Schema, columns: Iterable[str]) -> list[int]:
     wanted = set(columns)
     positions: list[int] = []
     next_leaf = 0
-    for field in schema:
-        count = leaf_count(field.type)
-        if field.name in wanted:
+    for name, count in footer.columns:
+        if name in wanted:
             positions += range(next_leaf, next_leaf + count)
         next_leaf += count
     return positions
@@ -81,7 +79,7 @@ def leaves(schema: pa.Schema, columns: Iterable[str]) -> list[int]:
 
 def plan_chunks(footer: Footer, columns: Sequence[str], name: str, size: int) -> list[Chunks]:
     """Where the needed column chunks of each row group lie."""
-    positions = leaves(footer.schema, columns)
+    positions = _leaves(footer, columns)
     plan = []
     for index, group in enumerate(footer.groups):
         chunks = tuple(group.chunks[position] for position in positions)
@@ -204,7 +202,7 @@ async def read_batches(
     among that a row group that decodes to more than ``limits.decoded_bytes``. When it ends, by
     ``aclose`` or cancellation too, no thread and no task of it is left.
     """
-    decoder = Decoder(reader.name, reader.size, footer, leaves(footer.schema, columns), limits)
+    decoder = Decoder(reader.name, reader.size, footer, _leaves(footer, columns), limits)
     if not decoder.positions:
         return
     _check_claims(decoder, plan)

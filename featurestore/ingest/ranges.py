@@ -10,7 +10,7 @@ import asyncio
 import io
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from typing import Protocol, TypeAlias
+from typing import Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import aiofiles
@@ -22,10 +22,6 @@ from featurestore.storage.waiting import uninterrupted
 
 JOIN_INLINE = 1024 * 1024
 """Bytes that are copied on the loop, in some 0.1 ms; more of them in a thread."""
-
-
-Piece: TypeAlias = bytes | memoryview
-"""Bytes as they came: a view of somebody else's memory is copied once, when they are joined."""
 
 
 class RangeReader(Protocol):
@@ -129,7 +125,7 @@ async def temporary_copy(name: str, blocks: AsyncGenerator[bytes]) -> AsyncItera
 
 
 async def side_by_side(
-    read: Callable[[int, int], Coroutine[None, None, Piece]],
+    read: Callable[[int, int], Coroutine[None, None, bytes]],
     ranges: Sequence[tuple[int, int]],
     piece: int,
 ) -> dict[int, bytes]:
@@ -137,7 +133,7 @@ async def side_by_side(
 
     The first error ends the others, and is raised as it is.
     """
-    parts: dict[int, list[asyncio.Task[Piece]]] = {}
+    parts: dict[int, list[asyncio.Task[bytes]]] = {}
     try:
         async with asyncio.TaskGroup() as group:
             for offset, length in ranges:
@@ -165,7 +161,7 @@ def shared_slots(place: str, requests: int) -> asyncio.Semaphore:
     return of_loop.setdefault(place, asyncio.Semaphore(requests))
 
 
-async def joined(parts: Sequence[Piece]) -> bytes:
+async def joined(parts: Sequence[bytes]) -> bytes:
     """``b"".join``, in a thread where it takes long (there it lets go of the GIL)."""
     if sum(map(len, parts)) <= JOIN_INLINE:
         return b"".join(parts)

@@ -27,7 +27,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from featurestore.errors import DefinitionError, FeatureStoreError, StoreUnavailableError
 from featurestore.storage.faults import commit_unanswered, translated
-from featurestore.storage.waiting import FINISH_SECONDS, answered, uninterrupted
+from featurestore.storage.waiting import FINISH_SECONDS, answered, opened, uninterrupted
 
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect, Found, Lookups, Types
@@ -268,7 +268,7 @@ class Database:
     async def session(self) -> AsyncIterator[Session]:
         """A connection without a transaction: for single statements that read."""
         with translated(self.label):
-            connection = await self.engine.connect()
+            connection = await self._connect()
         try:
             raw = await connection.get_raw_connection()
             session = Session(connection, raw.driver_connection, self.dialect, self.label)
@@ -282,6 +282,12 @@ class Database:
             await connection.close()  # no more than putting it back: nothing to interrupt
         else:
             await uninterrupted(self._give_back(connection))
+
+    async def _connect(self) -> AsyncConnection:
+        pool = self.engine.pool
+        if self._owned and isinstance(pool, AsyncAdaptedQueuePool) and pool.checkedin():
+            return await self.engine.connect()  # an idle one, for which nothing is waited
+        return await opened(_started(self.engine), AsyncConnection.close)
 
     async def _give_back(self, connection: AsyncConnection, *, failed: bool = False) -> None:
         """Return a connection to its pool as it came; one that is broken or hangs is dropped."""
@@ -349,6 +355,10 @@ class Database:
             ):
                 raise commit_unanswered(self.label) from error.__cause__
             raise
+
+
+async def _started(engine: AsyncEngine) -> AsyncConnection:
+    return await engine.connect()
 
 
 async def _abandon(connection: AsyncConnection) -> None:

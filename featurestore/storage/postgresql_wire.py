@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from featurestore.storage.waiting import bring_to_end, stoppable, uninterrupted
+from featurestore.storage.waiting import bring_to_end, opened, stoppable, uninterrupted
 
 T = TypeVar("T")
 
@@ -37,7 +37,9 @@ _KEEPALIVE = {
 
 async def open_connection(*arguments: Any, **options: Any) -> asyncpg.Connection:
     """An asyncpg connection that notices when its server is gone."""
-    connection = await _connect(asyncpg.connect(*arguments, **options))
+    # Cancelled in the middle, asyncpg leaves a future that nobody looks at: it may end first.
+    opening = asyncpg.connect(*arguments, **options)
+    connection = await opened(opening, _terminate, patience=_CANCEL_SECONDS)
     transport = getattr(connection, "_transport", None)
     peer = transport and transport.get_extra_info("socket")
     if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):
@@ -49,25 +51,8 @@ async def open_connection(*arguments: Any, **options: Any) -> asyncpg.Connection
     return connection
 
 
-async def _connect(opening: Coroutine[Any, Any, Any]) -> Any:
-    """Await ``opening``. Cancelled in the middle, asyncpg leaves a future that nobody looks at:
-    so it may end first, where it does so soon."""
-    task = asyncio.create_task(opening)
-    try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError:
-        await uninterrupted(_withdraw(task))
-        raise
-    return task.result()
-
-
-async def _withdraw(task: asyncio.Task[Any]) -> None:
-    await asyncio.wait([task], timeout=_CANCEL_SECONDS)
-    if not task.done():
-        task.cancel()
-        await asyncio.wait([task], timeout=_CANCEL_SECONDS)
-    if task.done() and not task.cancelled() and task.exception() is None:
-        task.result().terminate()
+async def _terminate(connection: asyncpg.Connection) -> None:
+    connection.terminate()
 
 
 async def finish(driver: Any, work: Coroutine[Any, Any, T]) -> T:

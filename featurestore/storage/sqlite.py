@@ -63,6 +63,9 @@ BUSY_MILLISECONDS = 1_000
 WRITER_SECONDS = 30.0
 """How long a writer waits for another process to finish writing."""
 
+TEMPORARY_KIB = 32 * 1024
+"""Memory for temporary tables, the entity rows of a training set say; more go into a file."""
+
 INSERT_ROWS = 16_384
 """Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
 
@@ -131,7 +134,9 @@ class SQLite:
                 # Readers go on while one writes; FULL keeps a commit through a power cut.
                 raw.execute("PRAGMA journal_mode=WAL")
                 raw.execute("PRAGMA synchronous=FULL")
-                raw.execute("PRAGMA temp_store=MEMORY")
+                # In memory, building an index would hold all of its entries; a cache is as fast.
+                raw.execute("PRAGMA temp_store=FILE")
+                raw.execute(f"PRAGMA temp.cache_size=-{TEMPORARY_KIB}")
 
         await _patiently(lambda: _run(session.driver, settle))
         if self._owned:

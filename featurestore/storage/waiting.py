@@ -62,6 +62,37 @@ async def stoppable(
     return task.result()
 
 
+async def opened(
+    opening: Coroutine[Any, Any, T],
+    undo: Callable[[T], Awaitable[None]],
+    *,
+    patience: float = 0.0,
+) -> T:
+    """Await what opens something; where the caller is cancelled, nothing stays open.
+
+    ``opening`` then has ``patience`` seconds to end before it is cancelled, which happens once:
+    it can clean up. What it opened nevertheless is undone.
+    """
+    task = asyncio.create_task(opening)
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError:
+        await uninterrupted(_withdraw(task, undo, patience))
+        raise
+    return task.result()
+
+
+async def _withdraw(
+    task: asyncio.Task[T], undo: Callable[[T], Awaitable[None]], patience: float
+) -> None:
+    if patience:
+        await asyncio.wait([task], timeout=patience)
+    task.cancel()
+    await asyncio.wait([task], timeout=_GRACE_SECONDS)
+    if task.done() and not task.cancelled() and task.exception() is None:
+        await undo(task.result())
+
+
 async def bring_to_end(
     work: Awaitable[Any],
     stop: Callable[[], Awaitable[None]],

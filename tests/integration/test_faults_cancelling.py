@@ -134,7 +134,7 @@ async def test_nothing_runs_on_at_the_server(
                 await held.dialect.lock_name(held, "held")
                 await how(work(), at_work)
                 took = time.monotonic() - began
-                assert took < 1.5, f"{what.__name__} took {took:.1f} s to end"
+                assert took < 10, f"{what.__name__} took {took:.1f} s to end"
             await becomes_idle(featurestore_postgres, featurestore_url)
             assert checked_out(database) == 0
             async with database.session() as session:
@@ -373,9 +373,9 @@ async def test_sqlite_stops_at_once(featurestore_url: str, how: How, what: Any, 
 
     with Complaints():
         await how(work(), soon)
-        assert time.monotonic() - stopped < 1
+        assert time.monotonic() - stopped < 10
         assert checked_out(database) == 0
-        async with asyncio.timeout(1), database.transaction() as session:
+        async with asyncio.timeout(10), database.transaction() as session:
             found = await session.raw_rows("SELECT count(*) FROM sqlite_master", [])
             assert found == [(0,)], "something was kept"
         await database.close()

@@ -722,6 +722,12 @@ async def test_what_is_missing(feature_store: fs.FeatureStore, front: Front, sma
         await fails(feature_store, f"s3://no-such-bucket-here/{key}", "no such bucket")
 
 
+async def test_a_name_that_cannot_be_read(featurestore_url: str, front: Front, small: bytes):
+    await front.put("data//x.parquet", small)
+    with pytest.raises(fs.SourceError, match="name has empty parts"):
+        await found(f"s3://{front.bucket}/data/")
+
+
 async def test_an_object_that_is_gone_when_it_is_opened(featurestore_url: str, front: Front):
     with pytest.raises(fs.SourceError, match="there is no such object"):
         async with open_object(f"s3://{front.bucket}/x.parquet"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,3 +149,44 @@ async def test_order_is_that_of_the_list(folder: Path):
         SourceFile("https://host/x.parquet"),
         SourceFile(f"{folder}/a/1.parquet"),
     ]
+
+
+# Which thread imports pandas, which pyarrow does with the first value that it makes: for a second
+# nothing else would run on the loop.
+IMPORTER = """
+import asyncio, importlib.abc, sys, threading
+
+class Recorder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "pandas":
+            print(threading.current_thread() is threading.main_thread())
+
+sys.meta_path.insert(0, Recorder())
+import featurestore as fs
+
+view = fs.FeatureView(
+    "readings",
+    entities=[fs.Entity("sensor", join_keys={"sensor_id": fs.Int64})],
+    fields=[fs.Field("value", fs.Float64)],
+    timestamp_field="event_timestamp",
+)
+
+async def main():
+    async with fs.FeatureStore("sqlite:///x.db") as store:
+        await store.apply(view)
+        await store.ingest(view, "data")
+
+asyncio.run(main())
+"""
+
+
+async def test_folders_values_are_made_off_the_loop(tmp_path: Path):
+    folder = tmp_path / "data" / "event_timestamp=2024-01-01"
+    await asyncio.to_thread(folder.mkdir, parents=True)
+    table = pa.table({"sensor_id": [1], "value": [0.5]})
+    await asyncio.to_thread(pq.write_table, table, folder / "x.parquet")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", IMPORTER), cwd=tmp_path, stdout=asyncio.subprocess.PIPE
+    )
+    printed, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, printed.split()) == (0, [b"False"])

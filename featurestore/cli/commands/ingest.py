@@ -108,8 +108,10 @@ async def _ingest(
             return await store.ingest(
                 view, sources or None, progress=kept.progress.of_files, **options
             )
-        except asyncio.CancelledError:
-            await kept.look(store)
+        except (asyncio.CancelledError, Exception):
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                await kept.look(store)
             raise
 
 
@@ -128,11 +130,13 @@ class _Kept:
         self._forced = forced
         self._files = 0
         self._part: Load | None = None
+        self._begun = False
         self._unknown = False
 
     async def look(self, store: FeatureStore) -> None:
         self._files = self.progress.files_done
         under_way = [one for one in self.progress.under_way if one.load_id is not None]
+        self._begun = bool(self._files or under_way)
         try:
             async with asyncio.timeout(LOOK_SECONDS):
                 for one in sorted(under_way, key=_number):
@@ -155,18 +159,22 @@ class _Kept:
             return (
                 "Interrupted; the database did not answer: featurestore loads shows what was kept."
             )
-        if total is None:
+        if total is None or not self._begun:
             return "Interrupted before anything was loaded; run it again."
         if self._files >= total:
             done = "the file was" if total == 1 else f"all {total:,} files were"
             return f"Interrupted at the end: {done} loaded and kept."
-        kept = [f"{self._files:,} of {plural(total, 'file')}"] if self._files else []
-        if (part := self._part) is not None:
-            rows = f"{part.rows_read:,} of {part.rows_total:,} rows"
-            kept.append(f"{rows} of the next" if total > 1 else rows)
-        if not kept:
+        files = f"{self._files:,} of {plural(total, 'file')} kept"
+        part = self._part
+        if part is None and not self._files:
             return "Interrupted: nothing was kept; run it again to start over."
-        return f"Interrupted: {' and '.join(kept)} kept; {self._way_on()}."
+        if part is None:
+            kept = files
+        elif total == 1:
+            kept = f"{part.rows_read:,} of {part.rows_total:,} rows kept"
+        else:
+            kept = f"{files}, {plural(part.rows_read, 'row')} of the next"
+        return f"Interrupted: {kept}; {self._way_on()}."
 
     def _way_on(self) -> str:
         if not self._forced:
