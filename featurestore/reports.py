@@ -44,7 +44,7 @@ class LoadReport:
     def note(self) -> str:
         """What is particular about it, in a few words; mostly nothing."""
         if self.skipped:
-            return "skipped: loaded before"
+            return "skipped"
         notes = []
         if self.rows_before:
             notes.append(f"from row {self.rows_before:,}")

@@ -189,7 +189,7 @@ class FeatureStore(Calls):
         """The ledger: every load of the view, or of the project, oldest first; only the one
         numbered ``load_id``, or the latest ``limit``."""
         name = None if view is None else view_name(view)
-        _check_limit(limit)
+        _check_whole(limit=limit)
         async with self._context.snapshot() as session:
             catalog = await self._context.catalog(session)
             return await ledger.list_loads(session, catalog, name, load_id, limit)
@@ -200,14 +200,20 @@ class FeatureStore(Calls):
         view: ViewName | None = None,
         *,
         limit: int | None = None,
+        after_row: int | None = None,
     ) -> list[QuarantinedRow]:
         """Rows that loads with ``on_invalid="quarantine"`` have set aside, in file order; the
-        latest ``limit`` of them. Without a limit it takes as much memory as they need."""
+        latest ``limit`` of them. Without a limit it takes as much memory as they need.
+
+        ``after_row`` goes through a load's page by page: with it they are the first ``limit``
+        behind that row of the file, from -1 on.
+        """
         name = None if view is None else view_name(view)
-        _check_limit(limit)
+        _check_whole(limit=limit)
+        _check_whole(after_row=after_row, least=-1)
         async with self._context.snapshot() as session:
             catalog = await self._context.catalog(session)
-            return await ledger.list_rejected(session, catalog, load_id, name, limit)
+            return await ledger.list_rejected(session, catalog, load_id, name, limit, after_row)
 
     async def undo_load(self, load_id: int) -> UndoReport:
         """Take one load's rows back out, online included; its file can be loaded again."""
@@ -232,10 +238,13 @@ class Transaction(Calls):
     """The calls of a store inside one transaction. Made by :meth:`FeatureStore.transaction`."""
 
 
-def _check_limit(limit: object) -> None:
-    whole = isinstance(limit, int) and not isinstance(limit, bool)
-    if limit is not None and not (whole and 0 <= limit < 2**63):  # type: ignore[operator]
-        raise DefinitionError(f"limit={limit!r}: it is a whole number of 0 or more, or None.")
+def _check_whole(*, least: int = 0, **given: object) -> None:
+    for name, value in given.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if value is not None and not (whole and least <= value < 2**63):  # type: ignore[operator]
+            raise DefinitionError(
+                f"{name}={value!r}: it is a whole number of {least} or more, or None."
+            )
 
 
 def _listed(definitions: Definition | Iterable[Definition]) -> list[Definition]:

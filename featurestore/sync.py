@@ -275,9 +275,10 @@ class FeatureStore(_Calls):
         view: ViewName | None = None,
         *,
         limit: int | None = None,
+        after_row: int | None = None,
     ) -> list[QuarantinedRow]:
         """See :meth:`featurestore.FeatureStore.rejected`."""
-        return portal.call(self._async.rejected(load_id, view, limit=limit))
+        return portal.call(self._async.rejected(load_id, view, limit=limit, after_row=after_row))
 
     def undo_load(self, load_id: int) -> UndoReport:
         """See :meth:`featurestore.FeatureStore.undo_load`."""

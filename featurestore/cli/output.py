@@ -16,12 +16,14 @@ import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
-from typing import Any, TextIO
+from itertools import islice, zip_longest
+from typing import Any, TextIO, TypeVar
 
 import click
 
 from featurestore.cli import values
+
+T = TypeVar("T")
 
 NULL = "null"
 GAP = 2
@@ -32,14 +34,15 @@ FOLDED_WIDTH = 16
 @dataclass
 class Table:
     """Rows under ``heads``. A head that begins with ``>`` aligns its column to the right; one
-    with ``~`` may be folded where a terminal is too narrow."""
+    with ``~`` may be folded where a terminal is too narrow. Where that is not enough, columns
+    whose heads begin with ``?`` are left out there, from the left."""
 
     heads: Sequence[str]
     rows: list[Sequence[object]] = field(default_factory=list)
 
     @property
     def titles(self) -> list[str]:
-        return [head.lstrip(">~") for head in self.heads]
+        return [head.lstrip("?>~") for head in self.heads]
 
 
 @dataclass(frozen=True)
@@ -88,18 +91,38 @@ def prepare_streams() -> None:
 
 def print_json(document: Any) -> None:
     """``document`` on standard output; times, decimals and bytes as :mod:`values` says."""
+    print(_as_json(document))
+
+
+def _as_json(document: Any) -> str:
     # An ASCII terminal would get é as \xe9, which is no JSON.
     ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-    text = json.dumps(values.to_json(document), indent=2, ensure_ascii=ascii_only)
-    print(text)
+    return json.dumps(values.to_json(document), indent=2, ensure_ascii=ascii_only)
 
 
-def print_table(table: Table) -> None:
+class JsonList:
+    """A list on standard output, part by part: the same text as of :func:`print_json`."""
+
+    def __init__(self) -> None:
+        self._begun = False
+
+    def add(self, items: Iterable[Any]) -> None:
+        for item in items:
+            sys.stdout.write(",\n" if self._begun else "[\n")
+            sys.stdout.write(textwrap.indent(_as_json(item), "  "))
+            self._begun = True
+
+    def end(self) -> None:
+        print("\n]" if self._begun else "[]")
+
+
+def print_table(table: Table, *, heads: bool = True) -> None:
     """``table``, unless it is empty; drawn for the terminal where there is one."""
     if not table.rows:
         return
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    sys.stdout.writelines(f"{line}\n" for line in table_lines(table, room))
+    lines = islice(table_lines(table, room), 0 if heads else 1, None)
+    sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def print_wide(table: Table) -> None:
@@ -122,6 +145,8 @@ def turned(table: Table) -> Table:
 
 def table_lines(table: Table, room: int | None = None) -> Iterator[str]:
     """Columns two spaces apart; with ``room``, folded to that width and with emphasis."""
+    if room is not None:
+        table = _fewer_columns(table, room)
     widths = _widths(table)
     if room is not None:
         _narrow(widths, table.heads, room)
@@ -132,6 +157,26 @@ def table_lines(table: Table, room: int | None = None) -> Iterator[str]:
         for parts in zip_longest(*folded, fillvalue=""):
             styles = ["dim" if room and one else "" for one in faint]
             yield _line(parts, widths, table.heads, *styles)
+
+
+def _fewer_columns(table: Table, room: int) -> Table:
+    """The table without the optional columns that keep it from being folded to ``room``."""
+    while True:
+        widths = _widths(table)
+        least = sum(
+            min(size, FOLDED_WIDTH) if head.startswith("~") else size
+            for size, head in zip(widths, table.heads, strict=True)
+        )
+        optional = [n for n, head in enumerate(table.heads) if head.startswith("?")]
+        if least + GAP * (len(widths) - 1) <= room or not optional:
+            return table
+        table = Table(
+            _without(table.heads, optional[0]), [_without(row, optional[0]) for row in table.rows]
+        )
+
+
+def _without(cells: Sequence[T], position: int) -> list[T]:
+    return [*cells[:position], *cells[position + 1 :]]
 
 
 def _widths(table: Table) -> list[int]:
@@ -168,7 +213,8 @@ def _line(texts: Sequence[str], widths: Sequence[int], heads: Sequence[str], *st
         space = " " * (size - width(text))
         style = styles[min(number, len(styles) - 1)]
         styled_text = styled(text, sys.stdout, **{style: True}) if style else text
-        parts.append(space + styled_text if head.startswith(">") else styled_text + space)
+        right = head.startswith((">", "?>"))
+        parts.append(space + styled_text if right else styled_text + space)
     return (" " * GAP).join(parts).rstrip()
 
 

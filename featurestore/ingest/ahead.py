@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,10 +14,11 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def ahead(source: AsyncIterator[T], depth: int) -> AsyncIterator[AsyncIterator[T]]:
+async def ahead(source: AsyncGenerator[T, None], depth: int) -> AsyncIterator[AsyncIterator[T]]:
     """Run ``source`` in a task of its own, at most ``depth`` items ahead of who reads it.
 
-    The task ends with the block: errors of the source reach the reader as they are.
+    The task ends with the block, and the source is closed: its errors reach the reader as they
+    are.
     """
     queue: asyncio.Queue[T | _End] = asyncio.Queue(depth)
 
@@ -33,6 +34,8 @@ async def ahead(source: AsyncIterator[T], depth: int) -> AsyncIterator[AsyncIter
                 raise
             # A task that the source waits for was cancelled: the reader must not wait for ever.
             await queue.put(_End(error))
+        finally:
+            await source.aclose()
 
     async def read() -> AsyncIterator[T]:
         while not isinstance(item := await queue.get(), _End):

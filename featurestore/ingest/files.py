@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -66,37 +66,34 @@ async def load_files(job: Job, files: Sequence[SourceFile]) -> list[LoadReport]:
 
     Where one fails those before it stay, and the error says so; nothing is kept of those after.
     """
-    turns: list[_Turn] = []
     told = Told(job.progress, len(files))
-    for _ in files:
-        turns.append(_Turn(turns[-1] if turns else None))
+    loads: list[_FileLoad] = []
+    for index, file in enumerate(files):
+        turn = _Turn(loads[-1].turn if loads else None)
+        loads.append(_FileLoad(job, file, turn, index, told))
 
     async def load(index: int) -> LoadReport:
         if index >= job.files_at_once:
-            await turns[index - job.files_at_once].done.wait()
-        turn = turns[index]
-        try:
-            report = await _FileLoad(job, files[index], turn, index, told).run()
-        except FeatureStoreError as error:
-            await turn.last()
-            if len(files) > 1:
-                error.add_note(
-                    f"File {index + 1} of {len(files)} failed: "
-                    f"{without_secrets(files[index].path)}. {index} before it were loaded or "
-                    f"skipped and stay; nothing is kept of those after it."
-                )
-            raise
-        turn.done.set()
+            await loads[index - job.files_at_once].turn.done.wait()
+        report = await loads[index].run()
+        loads[index].turn.done.set()
         return report
 
-    if job.files_at_once == 1 or len(files) == 1:
-        return [await load(index) for index in range(len(files))]
     try:
+        if job.files_at_once == 1 or len(files) == 1:
+            return [await load(index) for index in range(len(files))]
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(load(index)) for index in range(len(files))]
+        return [task.result() for task in tasks]
     except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors.exceptions[0].__cause__
-    return [task.result() for task in tasks]
+        error = errors.exceptions[0]
+    except FeatureStoreError as only:
+        error = only
+    failed = next((one for one in loads if one.error is error), None)
+    if failed is not None:
+        # Here, where no other load is under way that the undoing would wait for.
+        await failed.take_back()
+    raise error from error.__cause__
 
 
 class _Turn:
@@ -164,12 +161,38 @@ class _FileLoad:
     index: int
     all_told: Told
     rows_done: int = 0
+    error: FeatureStoreError | None = None
+    committed: int | None = None  # the load whose first rows were committed already
     reader: RangeReader = field(init=False)
     footer: Footer = field(init=False)
     taken: _Taken = field(init=False)
     told: ToldOfFile = field(init=False)
 
     async def run(self) -> LoadReport:
+        try:
+            return await self._load()
+        except FeatureStoreError as error:
+            self.error = error
+            await self.turn.last()  # what stays of the files before is known then
+            count = self.all_told.files
+            if count > 1:
+                error.add_note(
+                    f"File {self.index + 1} of {count} failed: {without_secrets(self.file.path)}. "
+                    f"{self.index} before it were loaded or skipped and stay; nothing is kept of "
+                    f"those after it."
+                )
+            raise
+
+    async def take_back(self) -> None:
+        """Of a file with rows that do not fit, take back what was committed of it in steps."""
+        if self.committed is None or not isinstance(self.error, InvalidRowsError):
+            return
+        undone = await self.job.undo(self.committed)
+        self.error.add_note(
+            f"The {undone.rows_removed:,} rows of it committed before were taken back out."
+        )
+
+    async def _load(self) -> LoadReport:
         async with open_source(self.file.path) as self.reader:
             self.footer = await read_footer(self.reader)
             self.told = self.all_told.of(self.index, self.reader.name, self.footer.rows)
@@ -189,6 +212,7 @@ class _FileLoad:
             writer = self.job.writer(session, view, "file", self.reader.name)
             await writer.begin(self.footer.rows, _begun(row), total=self.footer.rows)
             self.turn.claimed.set()
+            self.committed = None if row is None else row.id
             self._tell_of(writer)
             digest = ContentDigest() if content is None else None
             async with ahead(self._batches(digest, writer.rows_read), QUEUE) as batches:
@@ -258,13 +282,7 @@ class _FileLoad:
                 report = done if report is None else _added(report, done)
                 if done.skipped or steps.position >= self.footer.rows:
                     return _timed(report, time.perf_counter() - started)
-        except InvalidRowsError as error:
-            if report is not None and not report.skipped:
-                await self.job.undo(report.load_id)
-                error.add_note(
-                    f"The {report.rows_written:,} rows committed before were taken back out."
-                )
-            raise
+                self.committed = report.load_id
         finally:
             await steps.close()
 
@@ -278,6 +296,7 @@ class _FileLoad:
             row = await self._earlier(session, view, content, before)
             if row is not None and is_complete(row):
                 return _skipped(row.id, self.reader.name)
+            self.committed = None if row is None else row.id
             writer = self.job.writer(session, view, "file", self.reader.name)
             await writer.begin(self.footer.rows, _begun(row), total=self.footer.rows)
             self._tell_of(writer)
@@ -309,7 +328,7 @@ class _FileLoad:
 
     async def _batches(
         self, digest: ContentDigest | None, first: int, every: int | None = None
-    ) -> AsyncIterator[Conformed]:
+    ) -> AsyncGenerator[Conformed, None]:
         """The file's rows from number ``first`` on, checked; no batch goes across a multiple of
         ``every``."""
         self.rows_done = first

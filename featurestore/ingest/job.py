@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from featurestore.ingest.budget import Budget
 from featurestore.ingest.progress import OnProgress
 from featurestore.ingest.writer import OnInvalid, Writer
+from featurestore.reports import UndoReport
 from featurestore.storage.engine import Session
 from featurestore.storage.registry import RegisteredView
 
@@ -26,7 +27,7 @@ class Job:
     """What all loads of one call have in common. ``undo`` takes back a load by its number."""
 
     begin: Begin
-    undo: Callable[[int], Awaitable[object]]
+    undo: Callable[[int], Awaitable[UndoReport]]
     skew: dt.timedelta
     on_invalid: OnInvalid = "raise"
     force: bool = False

@@ -288,11 +288,13 @@ class PageScan:
                 f"column {self.leaf.path!r} holds {self._values:,} values, its row group "
                 f"{self.rows:,} rows"
             )
-        if not self.leaf.is_flat and self._ends[-1] != self.rows:
-            # Where rows begin is not known: as if all had the same share.
+        if self._counted and self._ends[-1] != self.rows:
+            raise ValueError(
+                f"column {self.leaf.path!r} holds {self._ends[-1]:,} lists, its row group "
+                f"{self.rows:,} rows"
+            )
+        if not self._counted and self.rows:  # as if all rows had the same share
             self._ends, self._costs = [0, self.rows], [0.0, self._costs[-1]]
-            if self.rows == 0:
-                self._ends, self._costs = [0], [0.0]
 
     def uncounted(self) -> None:
         """Where rows begin cannot be told from the pages."""
@@ -310,12 +312,14 @@ class _Page:
         self._count = header[8][1] if self._v2 else header[5][1]
 
     def rows(self) -> int:
-        """How many rows begin in the page."""
+        """How many rows begin in the page: counted, as headers may say anything."""
         scan = self._scan
         if not scan._counted:
             return 0
         if self._v2:
-            return max(0, int(self._header[8][3]))
+            length = self._header[8][6]
+            runs = bytes(scan.data.cut(self._span[0], min(length, self._span[1])))
+            return probes.zeros(length.to_bytes(4, "little") + runs, self._count)
         if self._header[5][4] != _RLE:  # a form of levels that nothing writes any more
             scan.uncounted()
             return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +58,7 @@ async def _arrow_batches(
     columns: Mapping[str, str],
     where: str,
     size: int,
-) -> AsyncIterator[Conformed]:
+) -> AsyncGenerator[Conformed, None]:
     """A stream's rows, checked in batches of at most about ``size`` bytes."""
 
     def pull() -> pa.RecordBatch | None:

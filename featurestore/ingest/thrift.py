@@ -174,8 +174,12 @@ def pack(fields: Iterable[tuple[int, int, Any]]) -> bytes:
     out = bytearray()
     last = 0
     for number, kind, value in fields:
-        out.append((number - last) << 4 | kind)
-        last = number
+        step, last = number - last, number
+        if step < 16:
+            out.append(step << 4 | kind)
+        else:
+            out.append(kind)
+            out += packed_integer(number)
         out += _PACKERS[kind](value)
     out.append(0)
     return bytes(out)

@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -182,7 +182,7 @@ class Writer:
     def _written_now(self) -> int:
         return self.rows_written - self._begun.rows_written
 
-    async def _chunks(self, batches: AsyncIterator[Conformed]) -> AsyncIterator[_Chunk]:
+    async def _chunks(self, batches: AsyncIterator[Conformed]) -> AsyncGenerator[_Chunk, None]:
         """Rows gathered, with their arrivals and times, in the order to store them."""
         gathered: list[pa.RecordBatch] = []
         rows = size = 0

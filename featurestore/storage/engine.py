@@ -76,7 +76,7 @@ def _create_engine(url: sa.URL) -> AsyncEngine:
     in_memory = sqlite and url.database in (None, "", ":memory:")
     open_connection: Callable[..., Any]
     if sqlite:
-        from featurestore.storage.sqlite import open_connection
+        from featurestore.storage.sqlite_wire import open_connection
     else:
         from featurestore.storage.postgresql_wire import open_connection
     try:

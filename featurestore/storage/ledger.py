@@ -103,25 +103,30 @@ async def list_rejected(
     load_id: int | None,
     view: str | None,
     limit: int | None = None,
+    after_row: int | None = None,
 ) -> list[QuarantinedRow]:
-    """Rows set aside by loads with ``on_invalid="quarantine"``, in file order; the latest
-    ``limit`` of them."""
+    """Rows set aside by loads with ``on_invalid="quarantine"``, in file order: the latest
+    ``limit`` of them, or with ``after_row`` the first behind that row of their file."""
     chosen = [catalog.view(view)] if view is not None else list(catalog.views.values())
     names = {one.id: one.name for one in chosen}
     query = (
         sa.select(quarantine, load.c.source)
         .join(load, load.c.id == quarantine.c.load_id)
         .where(quarantine.c.view_id.in_(names))
-        .order_by(quarantine.c.load_id.desc(), quarantine.c.row.desc())
     )
     if load_id is not None:
         query = query.where(quarantine.c.load_id == load_number(load_id))
-    found = await session.execute(query.limit(limit))
+    place = (quarantine.c.load_id, quarantine.c.row)
+    if after_row is None:
+        query = query.order_by(*(column.desc() for column in place))
+    else:
+        query = query.where(quarantine.c.row > after_row).order_by(*place)
+    rows = (await session.execute(query.limit(limit))).all()
     return [
         QuarantinedRow(
             row.load_id, names[row.view_id], row.source, row.row, row.reason, row.row_values
         )
-        for row in reversed(found.all())
+        for row in (reversed(rows) if after_row is None else rows)
     ]
 
 

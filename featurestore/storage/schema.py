@@ -312,7 +312,7 @@ class _Work:
             raise _misfit(view, new, f"{count:,} rows hold values that do")
 
     async def _rewrite(self, view: RegisteredView, old: Field, new: Field) -> None:
-        from featurestore.storage.sqlite import encode
+        from featurestore.storage.sqlite_values import encode
 
         decode = self.session.dialect.decode
 

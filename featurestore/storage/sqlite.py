@@ -7,26 +7,21 @@ is its row number, so loads append, and undoing one is a range delete.
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import datetime as dt
-import decimal
-import json
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
-import aiosqlite
 import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
-from sqlalchemy.exc import OperationalError
 
 from featurestore.storage.dialect import Found, FoundRow, Lookup, Lookups, Match, Types
 from featurestore.storage.rule import keys_written, settle_conflict
+from featurestore.storage.sqlite_values import arrow, decode, encode, physical
+from featurestore.storage.sqlite_wire import BUSY_MILLISECONDS, interrupt, patiently, run
 from featurestore.storage.tables import (
     ARRIVAL,
     EVENT,
@@ -35,19 +30,12 @@ from featurestore.storage.tables import (
     newest_first,
     project,
 )
-from featurestore.storage.waiting import bring_to_end, stoppable, uninterrupted
+from featurestore.storage.waiting import stoppable
 from featurestore.types import (
-    EPOCH,
     ArrayType,
-    Bool,
-    Bytes,
-    Date,
     DecimalType,
     FeatureType,
-    Float32,
     Int32,
-    Json,
-    Timestamp,
     from_micros,
     micros,
 )
@@ -57,22 +45,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-BUSY_MILLISECONDS = 1_000
-"""How long SQLite itself waits for a lock: nothing can interrupt it meanwhile."""
-
-WRITER_SECONDS = 30.0
-"""How long a writer waits for another process to finish writing."""
-
 TEMPORARY_KIB = 32 * 1024
 """Memory for temporary tables, the entity rows of a training set say; more go into a file."""
 
 INSERT_ROWS = 16_384
 """Rows per executemany: large enough to be rid of the call's cost, small enough to interrupt."""
-
-THREAD_SECONDS = 1.0
-"""How long the thread of a connection that failed to open is waited for: it has nothing to do."""
-
-_EPOCH_DAY = EPOCH.date().toordinal()
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "bool": sa.Integer(),
@@ -86,21 +63,6 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "date": sa.Integer(),
     "json": sa.Text(),
 }
-
-
-async def open_connection(*arguments: Any, **options: Any) -> aiosqlite.Connection:
-    """An aiosqlite connection that leaves no thread behind where it cannot be opened.
-
-    aiosqlite does not wait for that thread: it answers once more, and if the loop is closed by
-    then prints a traceback.
-    """
-    connection = aiosqlite.connect(*arguments, **options)
-    connection._thread.daemon = True  # as SQLAlchemy has it: a forgotten store ends no process
-    try:
-        return await connection
-    except BaseException:
-        await uninterrupted(asyncio.to_thread(connection._thread.join, THREAD_SECONDS))
-        raise
 
 
 class SQLite:
@@ -138,13 +100,13 @@ class SQLite:
                 raw.execute("PRAGMA temp_store=FILE")
                 raw.execute(f"PRAGMA temp.cache_size=-{TEMPORARY_KIB}")
 
-        await _patiently(lambda: _run(session.driver, settle))
+        await patiently(lambda: run(session.driver, settle))
         if self._owned:
             self._prepared.add(session.driver)
 
     async def release(self, driver: Any) -> None:
         level = self._borrowed.get(driver, "")
-        await _run(driver, lambda raw: setattr(raw, "isolation_level", level))
+        await run(driver, lambda raw: setattr(raw, "isolation_level", level))
 
     async def is_alive(self, driver: Any) -> bool:
         return True
@@ -155,7 +117,7 @@ class SQLite:
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         # SQLAlchemy drops a connection whose call is cancelled, but its thread goes on, and its
         # locks stay for as long as anybody holds the traceback: so the call is brought to an end.
-        return await stoppable(work, partial(_interrupt, driver))
+        return await stoppable(work, partial(interrupt, driver))
 
     def in_transaction(self, driver: Any) -> bool:
         return bool(driver.in_transaction)
@@ -176,7 +138,7 @@ class SQLite:
         if not self._owned and await self._begins_by_itself(session):
             return
         # Through SQLAlchemy, which then knows that there is something to commit.
-        await _patiently(
+        await patiently(
             lambda: self.finish(session.driver, session.connection.exec_driver_sql(statement))
         )
 
@@ -219,17 +181,17 @@ class SQLite:
     async def rows(
         self, session: Session, sql: str, values: Sequence[Any]
     ) -> Sequence[Sequence[Any]]:
-        return await _run(session.driver, lambda raw: raw.execute(sql, values).fetchall())
+        return await run(session.driver, lambda raw: raw.execute(sql, values).fetchall())
 
     async def stream(
         self, session: Session, sql: str, values: Sequence[Any], size: int
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
-        cursor = await _run(session.driver, lambda raw: raw.execute(sql, values))
+        cursor = await run(session.driver, lambda raw: raw.execute(sql, values))
         try:
-            while chunk := await _run(session.driver, lambda raw: cursor.fetchmany(size)):
+            while chunk := await run(session.driver, lambda raw: cursor.fetchmany(size)):
                 yield chunk
         finally:
-            await _run(session.driver, lambda raw: cursor.close())
+            await run(session.driver, lambda raw: cursor.close())
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         return None  # every query here has one index to go by
@@ -251,27 +213,10 @@ class SQLite:
         return column
 
     def decode(self, kind: FeatureType, value: Any) -> Any:
-        if isinstance(kind, ArrayType):
-            return [None if v is None else _element(kind.item, v) for v in json.loads(value)]
-        if kind == Timestamp:
-            return from_micros(value)
-        if kind == Date:
-            return dt.date.fromordinal(value + _EPOCH_DAY)
-        if kind == Bool:
-            return bool(value)
-        if kind == Json:
-            return json.loads(value)
-        return decimal.Decimal(value) if isinstance(kind, DecimalType) else value
+        return decode(kind, value)
 
     def arrow(self, kind: FeatureType, values: Sequence[Any]) -> pa.Array:
-        if kind == Timestamp:
-            return pa.array(values, pa.int64()).cast(kind.arrow)
-        if kind == Date:
-            return pa.array(values, pa.int32()).cast(kind.arrow)
-        if isinstance(kind, DecimalType | ArrayType) or kind == Bool:
-            decoded = [None if value is None else self.decode(kind, value) for value in values]
-            return pa.array(decoded, kind.arrow)
-        return pa.array(values, kind.arrow)
+        return arrow(kind, values)
 
     def join_latest(
         self, left: sa.FromClause, history: sa.Table, match: Match
@@ -315,47 +260,10 @@ class SQLite:
             )
             for row in keys
         ]
-        return await _run(session.driver, lambda raw: _find(raw, lookups, encoded))
+        return await run(session.driver, lambda raw: _find(raw, lookups, encoded))
 
     def upsert(self, table: sa.Table) -> Any:
         return sqlite.insert(table)
-
-
-async def _patiently(attempt: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Try again while another program holds the lock, up to ``WRITER_SECONDS``."""
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + WRITER_SECONDS
-    while True:
-        try:
-            return await attempt()
-        except (OperationalError, sqlite3.OperationalError) as error:
-            if "locked" not in str(error) or loop.time() > deadline:
-                raise
-
-
-async def _run(driver: Any, work: Callable[[sqlite3.Connection], T]) -> T:
-    """Run ``work`` on the connection's own thread, in one hop however many statements it has.
-
-    A caller that is cancelled interrupts what SQLite is doing, and waits for its end.
-    """
-    try:
-        # aiosqlite's public calls are one statement a hop each; this is what they are made of.
-        result: T = await driver._execute(work, driver._conn)
-        return result
-    except asyncio.CancelledError:
-        # The thread takes one thing after the other: when it comes to this, it has ended that.
-        last = driver._execute(_nothing)
-        await uninterrupted(bring_to_end(last, partial(_interrupt, driver)), seconds=None)
-        raise
-
-
-def _nothing() -> None:
-    return None
-
-
-async def _interrupt(driver: Any) -> None:
-    with suppress(ValueError, sqlite3.Error):  # closed meanwhile
-        await driver.interrupt()
 
 
 async def _write(
@@ -368,7 +276,7 @@ async def _write(
     sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="qmark")))
     for start in range(0, batch.num_rows, INSERT_ROWS):
         piece = batch.slice(start, INSERT_ROWS)
-        await _run(driver, partial(_insert, sql=sql, batch=piece, types=types))
+        await run(driver, partial(_insert, sql=sql, batch=piece, types=types))
 
 
 class Stage:
@@ -402,55 +310,8 @@ class Stage:
 
 
 def _insert(raw: sqlite3.Connection, *, sql: str, batch: pa.RecordBatch, types: Types) -> None:
-    columns = [_physical(kind, batch.column(name)) for name, kind in types.items()]
+    columns = [physical(kind, batch.column(name)) for name, kind in types.items()]
     raw.executemany(sql, zip(*columns, strict=True))
-
-
-def _physical(kind: FeatureType, column: pa.Array) -> list[Any]:
-    """A column as the list of values that SQLite keeps."""
-    if isinstance(kind, DecimalType):
-        return [None if value is None else format(value, "f") for value in column.to_pylist()]
-    if isinstance(kind, ArrayType):
-        item = kind.item
-        return [None if row is None else _dump_array(item, row) for row in column.to_pylist()]
-    if kind == Timestamp:
-        column = column.cast(pa.int64())
-    elif kind == Date:
-        column = column.cast(pa.int32())
-    elif kind == Float32:
-        column = column.cast(pa.float64())
-    return column.to_pylist()  # type: ignore[no-any-return]
-
-
-def encode(kind: FeatureType, value: Any) -> Any:
-    """A Python value (not null, as ``kind.python`` gives it) as SQLite keeps it."""
-    if kind == Timestamp:
-        return micros(value)
-    if kind == Date:
-        return value.toordinal() - _EPOCH_DAY
-    if kind == Bool:
-        return int(value)
-    if isinstance(kind, DecimalType):
-        return format(value, "f")
-    return _dump_array(kind.item, value) if isinstance(kind, ArrayType) else value
-
-
-def _dump_array(item: FeatureType, values: Sequence[Any]) -> str:
-    if item == Bytes:
-        values = [None if v is None else base64.b64encode(v).decode() for v in values]
-    elif item in (Timestamp, Date) or isinstance(item, DecimalType):
-        values = [None if v is None else encode(item, v) for v in values]
-    return json.dumps(values, ensure_ascii=False)
-
-
-def _element(item: FeatureType, value: Any) -> Any:
-    if item == Bytes:
-        return base64.b64decode(value)
-    if item == Timestamp:
-        return from_micros(value)
-    if item == Date:
-        return dt.date.fromordinal(value + _EPOCH_DAY)
-    return decimal.Decimal(value) if isinstance(item, DecimalType) else value
 
 
 def _online_query(lookup: Lookup) -> sa.Select[Any]:

@@ -145,7 +145,7 @@ async def test_an_invalid_row_keeps_nothing_of_the_file(store: fs.FeatureStore, 
     with pytest.raises(fs.InvalidRowsError) as caught:
         await store.ingest(VIEW, path, commit_every=100)
     assert [bad.row for bad in caught.value.rows] == [500]
-    assert "500 rows committed before were taken back" in str(caught.value.__notes__)
+    assert "500 rows of it committed before were taken back" in str(caught.value.__notes__)
     assert await store.repository("driver_stats").count() == 0
     assert await store.repository("driver_stats").get(driver_id=1) is None
     report = await store.ingest(VIEW, path, commit_every=100, on_invalid="quarantine")

@@ -202,7 +202,7 @@ def _document(report: IngestReport) -> dict[str, Any]:
 
 
 def _table(report: IngestReport) -> Table:
-    table = Table(("~source", ">load", ">read", ">written", ">rejected", ">seconds", "~note"))
+    table = Table(("~source", ">load", ">read", ">written", ">rejected", "?>seconds", "~note"))
     for load in report.loads:
         counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
         table.rows.append((load.source, load.load_id, *counts, f"{load.seconds:.2f}", load.note))

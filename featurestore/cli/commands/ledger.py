@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,13 +15,17 @@ from featurestore.cli.options import Command, Settings, pass_settings
 from featurestore.cli.output import Table, plural
 from featurestore.cli.session import open_store, run
 from featurestore.errors import NotFoundError
-from featurestore.reports import Load
 from featurestore.urls import without_secrets
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
     from featurestore.definitions import FeatureView
-    from featurestore.reports import QuarantinedRow, UndoReport
+    from featurestore.reports import Load, QuarantinedRow, UndoReport
     from featurestore.store import FeatureStore
+
+PAGE = 1_000
+"""Quarantined rows that are read at a time where all are shown."""
 
 
 # --- loads --------------------------------------------------------------------------------
@@ -44,48 +49,80 @@ def loads(
     """List what was loaded and pushed, the latest last."""
     given = ctx.get_parameter_source("limit") is not click.core.ParameterSource.DEFAULT
     most = limit if limit and (given or not settings.json) else None
-    work = _rejected(settings, view, most) if rejected else _loads(settings, view, most)
-    found: Sequence[Any] = run(work, "Interrupted.")
-    shown = found if most is None else found[-most:]
-    if settings.json:
-        output.print_json([_entry(one) for one in shown])
-        return
-    output.print_table(_rejected_table(shown) if rejected else _loads_table(shown))
-    if len(shown) < len(found):
-        output.say(f"These are the latest {len(shown):,}; --limit 0 shows all.")
-    if not found:
+    if rejected:
+        found = run(_print_rejected(settings, view, most), "Interrupted.")
+    else:
+        found = run(_print_loads(settings, view, most), "Interrupted.")
+    if not found and not settings.json:
         kind = "row set aside" if rejected else "load"
         output.say(f"No {kind}{f' of {view}' if view else ''}.")
-    if not rejected:
+
+
+async def _print_loads(settings: Settings, view: str | None, most: int | None) -> bool:
+    """Whether there are any."""
+    async with open_store(settings) as store:
+        found = await store.loads(view, limit=_one_more(most))
+    shown = found if most is None else found[-most:]
+    if settings.json:
+        output.print_json([asdict(one) | {"complete": one.complete} for one in shown])
+    else:
+        output.print_table(_loads_table(shown))
+        _say_what_is_left_out(found, shown)
         _say_how_to_go_on(shown)
+    return bool(found)
 
 
-async def _loads(settings: Settings, view: str | None, most: int | None) -> list[Load]:
+async def _print_rejected(settings: Settings, view: str | None, most: int | None) -> bool:
+    """Whether there are any. All of them may be more than the memory takes."""
+    printed, document = False, output.JsonList()
     async with open_store(settings) as store:
-        return await store.loads(view, limit=_one_more(most))
+        pages = _pages(store, view) if most is None else _latest(store, view, most)
+        async with contextlib.aclosing(pages):
+            async for rows in pages:
+                if settings.json:
+                    document.add(asdict(row) for row in rows)
+                else:
+                    output.print_table(_rejected_table(rows), heads=not printed)
+                printed = True
+    if settings.json:
+        document.end()
+    return printed
 
 
-async def _rejected(settings: Settings, view: str | None, most: int | None) -> list[QuarantinedRow]:
-    async with open_store(settings) as store:
-        return await store.rejected(view=view, limit=_one_more(most))
+async def _latest(
+    store: FeatureStore, view: str | None, most: int
+) -> AsyncGenerator[list[QuarantinedRow]]:
+    found = await store.rejected(view=view, limit=most + 1)
+    if shown := found[-most:]:
+        yield shown
+        _say_what_is_left_out(found, shown)
+
+
+async def _pages(store: FeatureStore, view: str | None) -> AsyncGenerator[list[QuarantinedRow]]:
+    for load in await store.loads(view):
+        last = -1
+        while load.rows_rejected and (
+            rows := await store.rejected(load.load_id, limit=PAGE, after_row=last)
+        ):
+            yield rows
+            last = rows[-1].row
 
 
 def _one_more(most: int | None) -> int | None:
-    """That one tells whether there are more than are shown."""
+    """One that tells whether there are more than are shown."""
     return None if most is None else most + 1
 
 
-def _entry(one: Load | QuarantinedRow) -> dict[str, Any]:
-    return asdict(one) | ({"complete": one.complete} if isinstance(one, Load) else {})
+def _say_what_is_left_out(found: Sequence[object], shown: Sequence[object]) -> None:
+    if len(shown) < len(found):
+        output.say(f"These are the latest {len(shown):,}; --limit 0 shows all.")
 
 
 def _say_how_to_go_on(loads: Sequence[Load]) -> None:
-    parts = [str(load.load_id) for load in loads if _is_part(load)]
-    if parts:
-        several = len(parts) > 1
+    for load in filter(_is_part, loads):
         output.say(
-            f"{'Loads' if several else 'Load'} {', '.join(parts)} {'have' if several else 'has'} a "
-            f"part of the file: ingest it again to go on, or undo the load."
+            f"Load {load.load_id} has {load.rows_read:,} of {load.rows_total:,} rows: ingest the "
+            f"file again to go on, or featurestore undo {load.load_id}."
         )
 
 
@@ -95,14 +132,17 @@ def _is_part(load: Load) -> bool:
 
 def _loads_table(loads: Sequence[Load]) -> Table:
     table = Table(
-        (">load", "view", "kind", "~source", ">read", ">written", ">rejected", "finished", "~state")
+        (
+            *(">load", "view", "?kind", "~source", ">read", "?>written", "?>rejected"),
+            *("?finished", "state"),
+        )
     )
     for load in loads:
         counts = (f"{n:,}" for n in (load.rows_read, load.rows_written, load.rows_rejected))
         finished = load.finished_at.replace(microsecond=0)
         state = "undone" if load.undone_at else ""
         if _is_part(load):
-            state = f"{load.rows_read:,} of {load.rows_total:,} rows"
+            state = f"part of {load.rows_total:,}"
         table.rows.append(
             (load.load_id, load.view, load.kind, load.source, *counts, finished, state)
         )
