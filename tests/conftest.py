@@ -7,6 +7,9 @@ of their own, and what they share is imported by its bare name (``import oracle`
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 
 pytest_plugins = ["pytester"]
@@ -30,3 +33,11 @@ settings.register_profile(
     max_examples=1000,
 )
 settings.load_profile("featurestore")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _settled_heap() -> None:
+    """What earlier modules have left is not looked through again by the garbage collector, whose
+    pauses of 0.1 s and more the guard of the loop would put down to the test."""
+    gc.collect()
+    gc.freeze()

@@ -60,6 +60,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return DONE
     except click.Abort:  # Ctrl-C outside the event loop, or at a question
         output.say("Interrupted.")
+        if args is None:
+            leave(Interrupted.exit_code)
         return Interrupted.exit_code
     except Exception as error:  # noqa: BLE001 - the one place where nothing may get past
         failed = _report(error, settings)
@@ -91,7 +93,7 @@ def _say_clicks_error(error: click.ClickException) -> None:
         output.say(message)
         return
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        output.say(f"{error.ctx.get_usage()}\nHelp: {error.ctx.command_path} --help")
+        message = f"{message} See {error.ctx.command_path} --help."
     output.fail(message)
 
 

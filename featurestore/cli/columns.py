@@ -5,6 +5,7 @@ Only the footer is read.
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import re
 import unicodedata
@@ -14,14 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurestore import types
 from featurestore.cli.output import printable
 from featurestore.definitions import MAX_NAME, check_name
 from featurestore.errors import DefinitionError, SourceError
+from featurestore.ingest import parquet
+from featurestore.ingest.ranges import open_file
 
 if TYPE_CHECKING:
+    from featurestore.ingest.footer import Footer
     from featurestore.types import FeatureType
 
 
@@ -40,11 +43,13 @@ class Column:
 def read_footer(source: str) -> tuple[pa.Schema, int | None]:
     """The schema of the file (or a folder's or glob's first) ``source``, and a file's rows."""
     path, single = _first_file(source)
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.schema_arrow, file.metadata.num_rows if single else None
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is no readable Parquet file: {error}") from error
+
+    async def read() -> Footer:
+        async with open_file(path) as reader:
+            return await parquet.read_footer(reader)
+
+    footer = asyncio.run(read())
+    return footer.schema, footer.rows if single else None
 
 
 def _first_file(source: str) -> tuple[str, bool]:

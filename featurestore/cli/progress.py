@@ -58,9 +58,8 @@ class Pace:
     def rate(self, seconds: float = RECENT_SECONDS) -> float | None:
         """Rows per second, of so many last ``seconds``; None where it is too early to tell."""
         now = self._clock()
-        at, rows = next(
-            (one for one in self._samples if now - one[0] <= seconds), self._samples[-1]
-        )
+        before = [one for one in self._samples if now - one[0] >= seconds]
+        at, rows = before[-1] if before else self._samples[0]
         passed = now - at
         return (self._rows - rows) / passed if passed >= _FIRST_SECONDS else None
 

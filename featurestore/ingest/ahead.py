@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 @asynccontextmanager
-async def ahead(source: AsyncGenerator[T, None], depth: int) -> AsyncIterator[AsyncIterator[T]]:
+async def ahead(source: AsyncGenerator[T, None], depth: int = 1) -> AsyncIterator[AsyncIterator[T]]:
     """Run ``source`` in a task of its own, at most ``depth`` items ahead of who reads it.
 
     The task ends with the block, and the source is closed: its errors reach the reader as they

@@ -52,6 +52,36 @@ class Limits:
         return max(self.bytes_in_flight - 2 * self.batch_bytes, self.bytes_in_flight // 2)
 
 
+@dataclass(frozen=True)
+class Chunks:
+    """The column chunks of one row group that are needed, in the order of their columns."""
+
+    row_group: int
+    rows: int
+    columns: tuple[Chunk, ...]
+
+    @property
+    def ranges(self) -> tuple[tuple[int, int], ...]:
+        """Where they lie: (offset, length), neighbours in one."""
+        return tuple(_merged(sorted((one.offset, one.length) for one in self.columns)))
+
+    @property
+    def bytes(self) -> int:
+        return sum(one.length for one in self.columns)
+
+
+def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbours become one read; so does what overlaps."""
+    merged: list[tuple[int, int]] = []
+    for start, length in ranges:
+        if merged and start <= sum(merged[-1]):
+            first, known = merged[-1]
+            merged[-1] = (first, max(known, start + length - first))
+        else:
+            merged.append((start, length))
+    return merged
+
+
 class Decoder:
     """Decodes the row groups of one file, one after the other."""
 
@@ -134,29 +164,28 @@ class RowGroup:
     def __init__(
         self,
         decoder: Decoder,
-        index: int,
-        rows: int,
-        chunks: list[Chunk],
+        chunks: Chunks,
         *,
         whole: bool,
         skip: int = 0,
         hashed: bool = True,
     ) -> None:
-        self.index = index
-        self.rows = rows
+        self.chunks = chunks
+        self.index = index = chunks.row_group
+        self.rows = chunks.rows
         self.row = 0
-        self.columns = [ColumnBytes(chunk.offset, chunk.length) for chunk in chunks]
+        self.columns = [ColumnBytes(chunk.offset, chunk.length) for chunk in chunks.columns]
         self._tally = _Tally(decoder, index)
         self.scans = [
-            PageScan(leaf, chunk, data, rows, self._tally.page)
-            for leaf, chunk, data in zip(decoder.leaves, chunks, self.columns, strict=True)
+            PageScan(leaf, chunk, data, chunks.rows, self._tally.page)
+            for leaf, chunk, data in zip(decoder.leaves, chunks.columns, self.columns, strict=True)
         ]
         self.stopped = False
         self._decoder = decoder
         self._limits = decoder.limits
         self._whole = whole
         self._skip = skip
-        self._hashes = [_hash() for _ in chunks] if hashed else []
+        self._hashes = [_hash() for _ in chunks.columns] if hashed else []
         self._file: Any = None
         self._batches: Any = None
         self._gathered: list[pa.RecordBatch] = []

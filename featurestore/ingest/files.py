@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -49,9 +49,6 @@ from featurestore.storage.engine import Session
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_row, is_complete, loads_of_footer
 from featurestore.storage.registry import RegisteredView
-
-QUEUE = 1
-"""Batches that wait between checking and writing."""
 
 
 def open_source(path: str) -> AbstractAsyncContextManager[RangeReader]:
@@ -99,8 +96,9 @@ async def load_files(job: Job, files: Sequence[SourceFile]) -> list[LoadReport]:
 class _Turn:
     """A file's place in the order of an ingest.
 
-    Each file takes its locks only when all before it have theirs, and so waits for no load that
-    waits for it; the locks of the database would not see that circle.
+    A file takes a connection and locks only when the one before has all that it needs, and so
+    waits for no load that waits for it: the database would not see that circle. It commits only
+    when the one before is done.
     """
 
     def __init__(self, before: _Turn | None) -> None:
@@ -109,12 +107,12 @@ class _Turn:
         self.done = asyncio.Event()
 
     async def come(self) -> None:
-        """Wait until the file before has its locks and its arrivals."""
+        """Wait until the file before has its connection, its locks and its arrivals."""
         if self.before is not None:
             await self.before.claimed.wait()
 
     async def last(self) -> None:
-        """Wait until the file before is committed; where it fails, this load is cancelled."""
+        """Wait until all files before are done; where one fails, this load is cancelled."""
         if self.before is not None:
             await self.before.done.wait()
 
@@ -170,7 +168,9 @@ class _FileLoad:
 
     async def run(self) -> LoadReport:
         try:
-            return await self._load()
+            report = await self._load()
+            await self.turn.last()
+            return report
         except FeatureStoreError as error:
             self.error = error
             await self.turn.last()  # what stays of the files before is known then
@@ -202,9 +202,9 @@ class _FileLoad:
         return report
 
     async def _at_once(self) -> LoadReport:
+        await self.turn.come()
         async with self._transaction() as (session, view):
             await self._take(view)
-            await self.turn.come()
             row, content = await self._find(session, view)
             if row is not None and is_complete(row):
                 self.turn.claimed.set()
@@ -215,7 +215,7 @@ class _FileLoad:
             self.committed = None if row is None else row.id
             self._tell_of(writer)
             digest = ContentDigest() if content is None else None
-            async with ahead(self._batches(digest, writer.rows_read), QUEUE) as batches:
+            async with ahead(self._batches(digest, writer.rows_read)) as batches:
                 await writer.write(batches)
             self.told.finishing()
             await self.turn.last()
@@ -288,7 +288,7 @@ class _FileLoad:
 
     async def _step(self, steps: _Steps, content: str, before: LoadReport | None) -> LoadReport:
         async with self.job.begin() as (session, view):
-            if Layout(view.view) != self.taken.layout:
+            if not self.taken.layout.writes_as(Layout(view.view)):
                 raise LayoutChanged(
                     f"view {view.name!r} was changed while {self.reader.name} was loaded. What "
                     f"was committed stays; load it again to go on."
@@ -333,31 +333,31 @@ class _FileLoad:
         ``every``."""
         self.rows_done = first
         wanted, limits = self.taken.read, self.job.budget.limits
-        async for batch, size in read_batches(
+        source = read_batches(
             self.reader, self.footer, self.taken.plan, wanted, digest, limits, skip_rows=first
-        ):
-            self.told.read(size)
-            start = 0
-            while start < batch.num_rows:
-                count = batch.num_rows - start
-                if every is not None:
-                    count = min(count, every - self.rows_done % every)
-                yield await asyncio.to_thread(
-                    conform_arrow,
-                    batch.slice(start, count),
-                    self.taken.layout,
-                    self.taken.columns,
-                    self.rows_done,
-                    self.reader.name,
-                    self.taken.constants,
-                )
-                self.rows_done += count
-                start += count
+        )
+        async with aclosing(source) as batches:
+            async for batch, size in batches:
+                self.told.read(size)
+                start = 0
+                while start < batch.num_rows:
+                    count = batch.num_rows - start
+                    if every is not None:
+                        count = min(count, every - self.rows_done % every)
+                    yield await self._conform(batch.slice(start, count))
+                    self.rows_done += count
+                    start += count
         if self.rows_done != self.footer.rows:
             raise SourceError(
                 f"{self.reader.name} is damaged: it holds {self.rows_done:,} rows, its footer "
                 f"says {self.footer.rows:,}."
             )
+
+    async def _conform(self, rows: pa.RecordBatch) -> Conformed:
+        taken, name = self.taken, self.reader.name
+        return await asyncio.to_thread(
+            conform_arrow, rows, taken.layout, taken.columns, self.rows_done, name, taken.constants
+        )
 
 
 class _Steps:
@@ -375,7 +375,7 @@ class _Steps:
             await self.close()
             every = self._load.job.commit_every
             source = self._load._batches(None, position, every)
-            self._batches = await self._stack.enter_async_context(ahead(source, QUEUE))
+            self._batches = await self._stack.enter_async_context(ahead(source))
             self.position = position
         return self._step(self._batches)
 

@@ -40,6 +40,14 @@ class Layout:
             return EVENT
         return CREATED if name == self.view.created_timestamp_field else name
 
+    def writes_as(self, other: Layout) -> bool:
+        """Whether the same input becomes the same rows, in the same tables."""
+        return (
+            self.incoming == other.incoming
+            and self.stored == other.stored
+            and self.view.online == other.view.online
+        )
+
     def required(self, name: str) -> bool:
         """Whether a value must be there in each row: join keys and the event time."""
         return name in self.view.join_keys or name == self.view.timestamp_field

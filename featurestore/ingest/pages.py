@@ -266,7 +266,7 @@ class PageScan:
             shared, longest = page.shared_prefixes(encoding)
             self._grow(shared, header[2])
             even = longest if shared > _EVEN else shared / max(count, 1)
-            width = self._overhead + even + header[2] / max(count, 1)
+            width = max(width, self._overhead + even + header[2] / max(count, 1))
         elif strings and encoding in _DICTIONARY_CODED:
             width += self._longest
         elif strings:

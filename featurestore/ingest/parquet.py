@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from featurestore.errors import SourceError
-from featurestore.ingest.decode import BATCH_ROWS, Decoder, Limits, RowGroup
-from featurestore.ingest.footer import Chunk, Footer, read_footer
+from featurestore.ingest.decode import BATCH_ROWS, Chunks, Decoder, Limits, RowGroup
+from featurestore.ingest.footer import Footer, read_footer
 from featurestore.ingest.ranges import RangeReader
 
 __all__ = [
@@ -42,24 +42,6 @@ _WINDOW = 16 * 1024 * 1024
 
 _PIECE = 16 * 1024
 """Bytes per column chunk and read at least."""
-
-
-@dataclass(frozen=True)
-class Chunks:
-    """The column chunks of one row group that are needed, in the order of their columns."""
-
-    row_group: int
-    rows: int
-    columns: tuple[Chunk, ...]
-
-    @property
-    def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Where they lie: (offset, length), neighbours in one."""
-        return tuple(_merged(sorted((one.offset, one.length) for one in self.columns)))
-
-    @property
-    def bytes(self) -> int:
-        return sum(one.length for one in self.columns)
 
 
 def _leaves(footer: Footer, columns: Iterable[str]) -> list[int]:
@@ -87,18 +69,6 @@ def plan_chunks(footer: Footer, columns: Sequence[str], name: str, size: int) ->
             raise SourceError(f"{name} is damaged: row group {index} lies outside of the file.")
         plan.append(Chunks(index, group.rows, chunks))
     return plan
-
-
-def _merged(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbours become one read; so does what overlaps."""
-    merged: list[tuple[int, int]] = []
-    for start, length in ranges:
-        if merged and start <= sum(merged[-1]):
-            first, known = merged[-1]
-            merged[-1] = (first, max(known, start + length - first))
-        else:
-            merged.append((start, length))
-    return merged
 
 
 # --- content --------------------------------------------------------------------------------
@@ -193,7 +163,7 @@ async def read_batches(
     limits: Limits,
     *,
     skip_rows: int = 0,
-) -> AsyncIterator[tuple[pa.RecordBatch, int]]:
+) -> AsyncGenerator[tuple[pa.RecordBatch, int], None]:
     """The needed columns in batches of at most ``BATCH_ROWS`` rows and ``limits.batch_bytes``,
     each with the compressed bytes that it brought progress by.
 
@@ -202,32 +172,18 @@ async def read_batches(
     among that a row group that decodes to more than ``limits.decoded_bytes``. When it ends, by
     ``aclose`` or cancellation too, no thread and no task of it is left.
     """
-    decoder = Decoder(reader.name, reader.size, footer, _leaves(footer, columns), limits)
-    if not decoder.positions:
-        return
-    _check_claims(decoder, plan)
-    first, owed = 0, 0
-    todo: list[tuple[Chunks, int]] = []
-    for chunks in plan:
-        if first + chunks.rows > skip_rows or (chunks.bytes and not chunks.rows):
-            todo.append((chunks, max(0, skip_rows - first)))
-        else:
-            owed += chunks.bytes
-        first += chunks.rows
     ahead, worker = _Ahead(reader), _Worker()
     try:
+        decoder = await worker.run(_opened, reader, footer, plan, columns, limits)
+        if not decoder.positions:
+            return
+        todo, owed = _from_row(plan, skip_rows)
         for index, (chunks, skip) in enumerate(todo):
-            whole = _is_whole(chunks, limits)
-            group = RowGroup(
-                decoder,
-                chunks.row_group,
-                chunks.rows,
-                list(chunks.columns),
-                whole=whole,
-                skip=skip,
-                hashed=digest is not None,
+            whole, hashed = _is_whole(chunks, limits), digest is not None
+            group = await worker.run(
+                partial(RowGroup, decoder, chunks, whole=whole, skip=skip, hashed=hashed)
             )
-            source = _Source(ahead, worker, chunks, group, limits, whole=whole)
+            source = _Source(ahead, worker, group, limits, whole=whole)
             after = todo[index + 1][0] if index + 1 < len(todo) else None
             await source.begin(after if after and _is_whole(after, limits) else None)
             told = 0
@@ -240,7 +196,7 @@ async def read_batches(
                 yield batch, owed + reached - told
                 owed, told = 0, reached
             owed += chunks.bytes - told
-            await source.rest(hashed=digest is not None)
+            await source.rest(hashed=hashed)
             if digest is not None and chunks.bytes:
                 digest.add(group.digests())
     finally:
@@ -248,18 +204,40 @@ async def read_batches(
         worker.close()
 
 
-def _is_whole(chunks: Chunks, limits: Limits) -> bool:
-    """Whether a row group is read whole: the next one's bytes must have room beside it."""
-    return 2 * chunks.bytes <= limits.compressed
+def _from_row(plan: Sequence[Chunks], row: int) -> tuple[list[tuple[Chunks, int]], int]:
+    """The row groups from ``row`` on, each with how many of its rows lie before that; and the
+    bytes of those passed over."""
+    todo: list[tuple[Chunks, int]] = []
+    first = passed = 0
+    for chunks in plan:
+        if first + chunks.rows > row or (chunks.bytes and not chunks.rows):
+            todo.append((chunks, max(0, row - first)))
+        else:
+            passed += chunks.bytes
+        first += chunks.rows
+    return todo, passed
 
 
-def _check_claims(decoder: Decoder, plan: Sequence[Chunks]) -> None:
-    """Refuse at once what says itself that it is too large."""
+def _opened(
+    reader: RangeReader,
+    footer: Footer,
+    plan: Sequence[Chunks],
+    columns: Sequence[str],
+    limits: Limits,
+) -> Decoder:
+    """A decoder for the file; refuses at once what says itself that it is too large."""
+    decoder = Decoder(reader.name, reader.size, footer, _leaves(footer, columns), limits)
     width = sum(min(leaf.width, 4) if leaf.max_rep else leaf.width for leaf in decoder.leaves)
     for chunks in plan:
         least = max(sum(one.decoded for one in chunks.columns), chunks.rows * width)
-        if least > decoder.limits.decoded_bytes:
+        if least > limits.decoded_bytes:
             raise decoder.too_large(chunks.row_group, least)
+    return decoder
+
+
+def _is_whole(chunks: Chunks, limits: Limits) -> bool:
+    """Whether a row group is read whole: the next one's bytes must have room beside it."""
+    return 2 * chunks.bytes <= limits.compressed
 
 
 class _Ahead:
@@ -308,7 +286,6 @@ class _Source:
         self,
         ahead: _Ahead,
         worker: _Worker,
-        chunks: Chunks,
         group: RowGroup,
         limits: Limits,
         *,
@@ -316,7 +293,7 @@ class _Source:
     ) -> None:
         self._ahead = ahead
         self._worker = worker
-        self._chunks = chunks
+        self._chunks = chunks = group.chunks
         self._group = group
         self._whole = whole
         self._coming: dict[int, int] = {}
@@ -352,9 +329,10 @@ class _Source:
     async def more(self) -> None:
         """Bring the next pieces, and have those after them read meanwhile."""
         if not self._ahead.under_way:
-            self._ask(self._wanted)
-        await self._arrive()
-        self._ask(self._wanted)
+            self._start(await self._worker.run(self._ranges, self._wanted))
+        data = await self._ahead.take()
+        await self._worker.run(self._feed, data, stop=self._group)
+        self._start(await self._worker.run(self._ranges, self._wanted))
 
     async def rest(self, *, hashed: bool) -> None:
         """Bring what the decoder had no need of: to be hashed, and to see that there is no more
@@ -363,11 +341,19 @@ class _Source:
         def wanted(column: int, piece: int) -> int:
             return 0 if self._group.scans[column].complete and not hashed else piece
 
-        while not self._whole and (self._ahead.under_way or self._ask(wanted)):
-            await self._arrive()
+        while not self._whole:
+            if not self._ahead.under_way:
+                self._start(await self._worker.run(self._ranges, wanted))
+            if not self._ahead.under_way:
+                break
+            await self._worker.run(self._feed, await self._ahead.take(), stop=self._group)
 
-    def _ask(self, how_many: Callable[[int, int], int]) -> bool:
-        """Have the next pieces read; whether there are any."""
+    def _start(self, ranges: list[tuple[int, int]]) -> None:
+        if ranges:
+            self._ahead.start(ranges)
+
+    def _ranges(self, how_many: Callable[[int, int], int]) -> list[tuple[int, int]]:
+        """The next piece of each column that wants one."""
         self._coming = {}
         ranges = []
         for column, piece in enumerate(self._pieces):
@@ -377,9 +363,10 @@ class _Source:
                 self._coming[start] = column
                 self._asked[column] += length
                 ranges.append((start, length))
-        if ranges:
-            self._ahead.start(ranges)
-        return bool(ranges)
+        return ranges
+
+    def _feed(self, data: dict[int, bytes]) -> None:
+        self._group.feed((self._coming[start], memoryview(data[start])) for start in data)
 
     def _wanted(self, column: int, piece: int) -> int:
         """How many bytes of a column to read next."""
@@ -387,11 +374,6 @@ class _Source:
         if scan.usable <= self._group.row:  # it is what the others wait for
             return max(piece, scan.needed - data.arrived)
         return piece if data.arrived - data.used < piece * 3 // 2 else 0
-
-    async def _arrive(self) -> None:
-        data = await self._ahead.take()
-        pieces = [(self._coming[start], memoryview(piece)) for start, piece in data.items()]
-        await self._worker.run(self._group.feed, pieces, stop=self._group)
 
 
 class _Worker:

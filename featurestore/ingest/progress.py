@@ -95,11 +95,15 @@ class ToldOfFile:
 
     def stored(self, rows: int) -> None:
         """The database has its first ``rows``."""
-        self._tell(rows_done=rows)
+        if rows == self._now.rows_total:
+            self.finishing()
+        else:
+            self._tell(rows_done=rows)
 
     def finishing(self) -> None:
         """All rows are with the database."""
-        self._tell(phase="finishing", rows_done=self._now.rows_total)
+        if self._now.phase != "finishing":
+            self._tell(phase="finishing", rows_done=self._now.rows_total)
 
     def finished(self) -> None:
         """It was loaded, or skipped."""

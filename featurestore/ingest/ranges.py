@@ -1,13 +1,12 @@
 """Byte ranges of a file, read without blocking the loop, and a file made of such ranges.
 
 The reader is the small contract behind which other places can stand: a size, and bytes from an
-offset. What was read is handed to pyarrow as a :class:`Ranges`, which reads nothing by itself.
+offset.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from typing import Protocol
@@ -166,47 +165,3 @@ async def joined(parts: Sequence[bytes]) -> bytes:
     if sum(map(len, parts)) <= JOIN_INLINE:
         return b"".join(parts)
     return await asyncio.to_thread(b"".join, parts)
-
-
-class Ranges(io.RawIOBase):
-    """A file of ``size`` bytes of which only some ranges are there, as pyarrow reads files.
-
-    Reading outside of them is an error: it would mean I/O where none may be.
-    """
-
-    def __init__(self, size: int, ranges: dict[int, bytes]) -> None:
-        self._size = size
-        self._ranges = sorted(ranges.items())
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def size(self) -> int:
-        return self._size
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
-        return self._position
-
-    def read(self, size: int = -1) -> bytes:
-        end = self._size if size is None or size < 0 else min(self._position + size, self._size)
-        start, self._position = self._position, end
-        if start >= end:
-            return b""
-        for offset, data in self._ranges:
-            if offset <= start and end <= offset + len(data):
-                return data[start - offset : end - offset]
-        raise OSError(f"bytes {start} to {end} lie outside of the column chunks")
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)

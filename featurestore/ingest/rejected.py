@@ -40,6 +40,11 @@ class RejectedRows(Sequence[Rejected]):
         self._columns = columns
         self._keys = keys
 
+    @property
+    def nbytes(self) -> int:
+        """How much memory the rows take."""
+        return sum(column.nbytes for column in self._columns.values())
+
     def __len__(self) -> int:
         return len(self._rows)
 

@@ -17,9 +17,6 @@ from featurestore.ingest.parquet import BATCH_ROWS
 from featurestore.ingest.writer import INLINE_ROWS
 from featurestore.reports import LoadReport
 
-QUEUE = 1
-"""Batches that wait between checking and writing."""
-
 
 def is_arrow(source: object) -> bool:
     """Whether ``source`` gives a stream of Arrow record batches."""
@@ -30,19 +27,24 @@ async def load_arrow(job: Job, source: Any, *, kind: str = "arrow") -> LoadRepor
     """Load any object with ``__arrow_c_stream__``, in one transaction."""
     name = f"{type(source).__module__.partition('.')[0]}.{type(source).__name__}"
     reader = await asyncio.to_thread(_open_stream, source)
-    rows = len(source) if hasattr(source, "__len__") else None
     async with job.begin() as (session, view):
         layout = Layout(view.view)
         columns = layout.locate(reader.schema, {}, f"the {name}")
         await asyncio.to_thread(check_schema, reader.schema, layout, columns, f"the {name}")
         writer = job.writer(session, view, kind, name)
-        await writer.begin(rows)
+        await writer.begin(_rows_of(source))
         size = job.budget.limits.batch_bytes
-        source = _arrow_batches(reader, layout, columns, f"the {name}", size)
-        async with ahead(source, QUEUE) as batches:
+        read = _arrow_batches(reader, layout, columns, f"the {name}", size)
+        async with ahead(read) as batches:
             await writer.write(batches)
         await writer.settle()
         return await writer.finish()
+
+
+def _rows_of(source: Any) -> int | None:
+    """How many rows a table has; None for what may not know, or would have to find out first."""
+    table = type(source).__module__.partition(".")[0] in ("pyarrow", "pandas", "polars")
+    return len(source) if table and hasattr(source, "__len__") else None
 
 
 def _open_stream(source: Any) -> pa.RecordBatchReader:

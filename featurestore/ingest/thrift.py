@@ -117,7 +117,7 @@ def structs(data: bytes, at: int, spec: Spec, depth: int = 0) -> tuple[list[dict
         raise Malformed("a list holds other things")
     found = []
     for index in range(count):
-        if not index & 63:
+        if not index & 31:
             time.sleep(0)  # in a thread: others may want the interpreter
         fields, at = struct(data, at, spec, depth)
         found.append(fields)

@@ -41,13 +41,15 @@ CHUNK_ROWS = 131_072
 """Rows that are sorted together: in the order of its keys an index takes rows half as long again
 as fast. Twice as many cost 40 MB more memory and are not faster."""
 
-INLINE_ROWS = 200
+INLINE_ROWS = 100
 """Up to this many rows are prepared on the loop: a thread would cost more than the work."""
 
 ANALYZE_ROWS = 50_000
 """A load of this many rows changes what the planner should know of the table."""
 
 QUARANTINE_ROWS = 1_000
+QUARANTINE_BYTES = 4 * 1024 * 1024
+"""Rejected rows that are set aside at a time: as text they take some times as much."""
 
 
 def blocks_for(rows: int | None) -> int:
@@ -112,6 +114,7 @@ class Writer:
         self._few: pa.Table | None = None
         self._newest: Newest | None = None
         self._stage: Stage | None = None
+        self._online_empty = False
         self._to_move: pa.Table | None = None
         self.on_stored: Callable[[int], None] = lambda rows: None
         self._clock = time.perf_counter()
@@ -155,14 +158,16 @@ class Writer:
         )
         # The first load has the view to itself.
         any_row = sa.select(sa.literal(1)).select_from(online).limit(1)
-        empty = self._unindexed and (await self.session.execute(any_row)).first() is None
-        self._put_aside = self._stage.fill if empty else self._stage.add
+        self._online_empty = (
+            self._unindexed and (await self.session.execute(any_row)).first() is None
+        )
 
     async def write(self, batches: AsyncIterator[Conformed]) -> None:
         """Put the rows that fit into history."""
         stored = self.layout.stored
         async with ahead(self._chunks(batches), 1) as chunks:
-            # A COPY has its connection to itself: it ends where something else has to be written.
+            # A COPY has its connection to itself: it ends where something else has to be written,
+            # and the next one goes on with the chunk that follows.
             while not self._exhausted:
                 await self.session.insert(self.view.history, self._copied(chunks), stored)
                 await self._set_aside()
@@ -191,6 +196,7 @@ class Writer:
             self.rows_rejected += len(conformed.rejected)
             self._keep(conformed.rejected)
             if self._refused:
+                gathered, rows, size = [], 0, 0
                 continue
             gathered.append(conformed.batch)
             rows += conformed.batch.num_rows
@@ -205,7 +211,10 @@ class Writer:
         first = self.first_arrival + self.rows_written
         self.rows_written += rows
         if self.rows_written > self._room:
-            raise SourceError(f"{self._source} holds more rows than it said at first.")
+            raise SourceError(
+                f"{self._source} holds more than the {self._room:,} rows that this load has room "
+                f"for."
+            )
         if not rows:
             stored = None
         elif rows <= INLINE_ROWS:
@@ -271,7 +280,8 @@ class Writer:
 
     @property
     def _many_rejected(self) -> bool:
-        return sum(map(len, self._rejected)) >= QUARANTINE_ROWS
+        size = sum(map(_size_of, self._rejected))
+        return sum(map(len, self._rejected)) >= QUARANTINE_ROWS or size >= self._budget.chunk_bytes
 
     async def _set_aside(self) -> None:
         if not self._rejected:
@@ -280,10 +290,10 @@ class Writer:
             await self._record(None, None)
         waiting, self._rejected = self._rejected, []
         for rejected in waiting:
-            for start in range(0, len(rejected), QUARANTINE_ROWS):
-                rows = await asyncio.to_thread(
-                    self._quarantined, rejected, start, start + QUARANTINE_ROWS
-                )
+            fitting = QUARANTINE_BYTES * len(rejected) // max(_size_of(rejected), 1)
+            step = max(1, min(QUARANTINE_ROWS, fitting))
+            for start in range(0, len(rejected), step):
+                rows = await asyncio.to_thread(self._quarantined, rejected, start, start + step)
                 await self.session.execute(quarantine.insert(), rows)
 
     def _quarantined(
@@ -304,10 +314,13 @@ class Writer:
     async def _move_newest(self) -> None:
         """Move the newest rows of keys into the database, where there are some to move."""
         rows, self._to_move = self._to_move, None
-        if rows is not None and rows.num_rows:
-            await self._put_aside(rows)
-            assert self._stage is not None
-            self._put_aside = self._stage.add
+        if rows is None or not rows.num_rows or self._stage is None:
+            return
+        if self._online_empty:
+            await self._stage.fill(rows)
+            self._online_empty = False
+        else:
+            await self._stage.add(rows)
 
     async def _refresh_online(self) -> None:
         online = self.view.online
@@ -315,7 +328,9 @@ class Writer:
             return
         if self._stage is not None:
             await self._stage.finish()
-            return
+            # Rows of a load that was committed meanwhile may have come due since.
+            if not await has_pending(self.session, self.view.id):
+                return
         dialect, keys, history = self.session.dialect, self.view.view.join_keys, self.view.history
         if self._few is not None and self._few.num_rows == self._written_now:
             of = dialect.keys_arrived(history, keys, self._few)
@@ -377,3 +392,8 @@ class Writer:
 def entity_text(values: list[Any]) -> str:
     """A key as the quarantine keeps it, for erasure to find."""
     return json.dumps([as_json(value) for value in values])
+
+
+def _size_of(rejected: Sequence[Rejected]) -> int:
+    """The memory that rejected rows of a batch take; those of mappings are the caller's."""
+    return int(getattr(rejected, "nbytes", 0))

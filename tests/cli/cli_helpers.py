@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 DAY = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 """Drivers have one row a day from this one on."""
@@ -36,6 +37,20 @@ Run = Callable[..., Done]
 def command(*args: str | Path) -> list[str]:
     """The command line of `featurestore args…` in this environment."""
     return [sys.executable, "-m", "featurestore.cli", *map(str, args)]
+
+
+def many_rows(count: int, first: int = 0) -> pa.Table:
+    """`count` rows of 1,024 drivers, a second apart, from number `first` on."""
+    numbers = pa.arange(first, first + count)
+    seconds = pc.add(pa.scalar(int(DAY.timestamp())), numbers)
+    return pa.table(
+        {
+            "driver_id": pc.bit_wise_and(numbers, 1023),
+            "event_timestamp": seconds.cast(pa.timestamp("s", "UTC")),
+            "x": numbers.cast(pa.float64()),
+            "text": numbers.cast(pa.string()),
+        }
+    )
 
 
 def driver_table(days: int = 3, drivers: int = 4) -> pa.Table:

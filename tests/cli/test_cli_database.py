@@ -195,6 +195,19 @@ def test_rows_that_do_not_fit_are_refused_or_set_aside(run: Run) -> None:
     assert (row["row"], row["source"]) == (1, "weather.parquet")
 
 
+def test_a_source_is_shown_without_its_secrets(run: Run) -> None:
+    text = Path("features.py").read_text()
+    for secret in ("hush-1", "hush-2"):
+        url = f"https://me:{secret}@host/x.parquet?signature={secret}"
+        at = 'timestamp_field="at",\n)\nflight'
+        assert at in text
+        source = f'timestamp_field="at", source=fs.ParquetSource("{url}"),\n)\nflight'
+        Path("features.py").write_text(text.replace(at, source))
+        for done in (run("plan"), run("plan", "--json"), run("apply"), run("status", "--json")):
+            assert "https://host/x.parquet?signature=***" in done.out
+            assert "hush" not in done.out + done.err
+
+
 def test_materialize_by_view_and_time(run: Run) -> None:
     push(run, "weather", reading("A", "2024-01-01", 1.0))
     done = run("materialize", "weather", "--start", "2024-01-01", "--end", "2024-01-02")
@@ -204,11 +217,94 @@ def test_materialize_by_view_and_time(run: Run) -> None:
     }
 
 
+def test_many_rows_set_aside_are_shown_a_few_at_a_time_or_all(run: Run) -> None:
+    rows = {
+        "airport": pa.nulls(2_500, pa.string()),
+        "at": pa.array([DAY] * 2_500),
+        "wind": pa.array(range(2_500), pa.float64()),
+        "gust": pa.nulls(2_500, pa.float64()),
+    }
+    for name, count in (("a.parquet", 2_500), ("b.parquet", 3)):
+        pq.write_table(pa.table(rows).slice(0, count), name)
+    assert run("loads", "--rejected", "--json").json == []
+    assert run("loads", "weather", "--rejected").err == "No row set aside of weather.\n"
+    run("ingest", "weather", "a.parquet", "b.parquet", "--on-invalid", "quarantine")
+    expected = [("a.parquet", row) for row in range(2_500)]
+    expected += [("b.parquet", row) for row in range(3)]
+
+    latest = run("loads", "--rejected")
+    assert latest.err == "These are the latest 50; --limit 0 shows all.\n"
+    assert _places(latest.out) == expected[-50:]
+    every = run("loads", "--rejected", "--limit", "0")
+    assert (every.err, _places(every.out)) == ("", expected)
+    assert every.out.count("reason") == 1
+    document = run("loads", "--rejected", "--json")
+    assert [(row["source"], row["row"]) for row in document.json] == expected
+    assert document.out == json.dumps(document.json, indent=2) + "\n"
+    few = run("loads", "weather", "--rejected", "--json", "--limit", "4")
+    assert [(row["source"], row["row"]) for row in few.json] == expected[-4:]
+    assert few.err == ""
+
+
+def _places(table: str) -> list[tuple[str, int]]:
+    """Source and row of each line below the heads."""
+    cells = [line.split() for line in table.splitlines()[1:]]
+    return [(source, int(row)) for _, _, source, row, *_ in cells]
+
+
+def test_undo_says_what_it_did_to_online(run: Run) -> None:
+    push(run, "weather", reading("A", "2024-01-01", 1.0))
+    push(run, "weather", *(reading(name, "2024-01-02", 2.0) for name in "ABC"))
+    push(run, "weather", reading("C", "2024-01-03", 3.0))
+    _, second, _ = (load["load_id"] for load in run("loads", "--json").json)
+    assert run("undo", second).err == (
+        f"Load {second} is undone: 3 rows of weather removed; online, 1 key is back to an older "
+        f"value and 1 key is gone.\n"
+    )
+    found = run("online", "weather:wind", *(f"--entity=airport={name}" for name in "ABC"))
+    assert found.out.split()[2:] == ["A", "1.0", "B", "NOT_FOUND", "C", "3.0"]
+    again = run("undo", second, status=1)
+    assert again.err.startswith(f"error: Load {second} was undone already, at ")
+    push(run, "weather", reading("C", "2024-01-02", 4.0))
+    late = run("loads", "--json").json[-1]["load_id"]
+    assert run("undo", late).err.endswith("1 row of weather removed; online, nothing changed.\n")
+
+
+@pytest.mark.parametrize("number", ["0", "77", str(2**62), str(2**80)])
+def test_undo_of_a_load_that_is_not_there(run: Run, number: str) -> None:
+    done = run("undo", number, status=1)
+    assert done.err == (
+        f"error: There is no load {number} in project 'default'; `featurestore loads` "
+        f"(store.loads()) lists them.\n"
+    )
+
+
+def test_loads_are_listed_from_the_latest_back(run: Run) -> None:
+    for number in range(4):
+        push(run, "weather" if number % 2 else "rain", *_one(number))
+    ids = [load["load_id"] for load in run("loads", "--json").json]
+    assert ids == sorted(ids)
+    done = run("loads", "--limit", "3")
+    assert done.err == "These are the latest 3; --limit 0 shows all.\n"
+    assert [int(line.split()[0]) for line in done.out.splitlines()[1:]] == ids[-3:]
+    for more in (("--limit", "4"), ("--limit", "0")):
+        done = run("loads", *more)
+        assert done.err == ""
+        assert [int(line.split()[0]) for line in done.out.splitlines()[1:]] == ids
+    assert [one["load_id"] for one in run("loads", "rain", "--json").json] == ids[::2]
+
+
+def _one(number: int) -> list[dict[str, Any]]:
+    at = f"2024-01-0{number + 1}"
+    return [reading("A", at, 1.0) if number % 2 else {"at": at, "mm": 1.0}]
+
+
 def test_undo_takes_a_push_back(run: Run) -> None:
     for wind in (1.0, 2.0):
         push(run, "weather", reading("A", "2024-01-01", wind))
     assert run("undo", "2", "--json").json == {
-        **{"load_id": 2, "view": "weather", "rows_removed": 1, "keys_changed": 1}
+        **{"load_id": 2, "view": "weather", "rows_removed": 1, "keys_changed": 1},
+        "keys_removed": 0,
     }
     assert "1.0" in run("online", "weather:wind", "airport=A").out
     assert run("loads", "weather", "--limit", "1").out.splitlines()[1].endswith("undone")

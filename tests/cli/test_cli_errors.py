@@ -17,6 +17,7 @@ from cli_helpers import Run
         (["ingest", "driver_stat"], "Did you mean 'driver_stats'?"),
         (["ingest", "driver_stats", "none.parquet"], "none.parquet"),
         (["ingest", "driver_stats", "no/*.parquet"], "no/*.parquet"),
+        (["ingest", "driver_stats", ""], "'' names no file: give a path, glob, folder or URL."),
         (["push", "driver_stat", "rows.json"], "Did you mean 'driver_stats'?"),
         (["materialize", "driver"], "Did you mean 'driver_stats'?"),
         (["online", "driver_stat:trips", "driver_id=1"], "Did you mean 'driver_stats'?"),

@@ -365,7 +365,7 @@ def test_what_cannot_be_guessed_is_said(
 def test_a_file_that_is_none(run: Run) -> None:
     Path("a.parquet").write_bytes(b"PAR1 no PAR1")
     done = run("init", "--from", "a.parquet", status=1)
-    assert "a.parquet is no readable Parquet file" in done.err
+    assert "a.parquet is damaged" in done.err
     assert "no Parquet file b.parquet" in run("init", "--from", "b.parquet", status=1).err
     assert "download" in run("init", "--from", "https://x.org/a.parquet", status=1).err
 

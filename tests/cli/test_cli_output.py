@@ -59,6 +59,26 @@ def test_only_columns_that_may_be_are_folded_to_a_terminal(monkeypatch: pytest.M
     assert max(map(len, table_lines(table, 10))) == len("drivers") + 16 + len("1,000") + 4
 
 
+def test_columns_that_one_can_do_without_are_left_out_of_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    row = ("a" * 20, "file", "1,000", "2024", "undone")
+    table = Table(("~name", "?kind", "?>rows", "?time", "state"), [row])
+    assert list(table_lines(table)) == [
+        "name                  kind   rows  time  state",
+        "aaaaaaaaaaaaaaaaaaaa  file  1,000  2024  undone",
+    ]
+    assert list(table_lines(table, 47)) == list(table_lines(table))
+    assert list(table_lines(table, 37)) == [
+        "name               rows  time  state",
+        "aaaaaaaaaaaaaaaa  1,000  2024  undone",
+        "aaaa",
+    ]
+    assert next(table_lines(table, 36)) == "name                  time  state"
+    assert next(table_lines(table, 10)) == "name              state"
+
+
 def test_a_wide_table_can_be_turned_over() -> None:
     one = turned(Table(("driver_id", "trips"), [(1001, 7)]))
     assert list(table_lines(one)) == ["name       value", "driver_id  1001", "trips      7"]

@@ -38,7 +38,9 @@ def test_from_a_file_to_features_and_back(program: Run, driver_stats: Path) -> N
 
     assert program("loads").out.splitlines()[1].split()[:3] == ["1", "driver_stats", "file"]
     undone = program("undo", "1").err
-    assert undone.startswith("Load 1 is undone: 12 rows of driver_stats removed, 4 keys changed")
+    assert undone == (
+        "Load 1 is undone: 12 rows of driver_stats removed; online, 4 keys are gone.\n"
+    )
     status = program("status", "--json").json
     assert [(view["name"], view["rows"]) for view in status["views"]] == [("driver_stats", 0)]
 
@@ -129,6 +131,7 @@ def test_several_files_are_reported_one_by_one(run: Run, folder: Path) -> None:
         "12 rows",
     ]
     assert "(2 of 3)" in done.err.splitlines()[1]
+    assert [line.split()[6:] for line in done.out.splitlines()] == [["note"], [], ["skipped"], []]
     assert [Path(line.split()[0]).name for line in done.out.splitlines()[1:]] == [
         "0.parquet",
         "1.parquet",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
 
 import pytest
 from cli_helpers import Run
+
+from featurestore import FeatureStore
+from featurestore.cli.amounts import size_in_full
 
 COMMANDS = (
     *("init", "migrate", "plan", "apply", "ingest", "push", "materialize", "online"),
@@ -40,6 +45,14 @@ def test_each_command_has_help_and_the_common_options(run: Run, command: str) ->
         (["ingest", "v", "--on-invalid", "ignore"], "'ignore' is not one of"),
         (["apply", "--allow", "everything"], "'everything' is not one of"),
         (["undo", "seven"], "'seven' is not a valid integer"),
+        (["ingest", "v", "--commit-every", "0"], "'0' is no count such as 500000, 500_000 or 500k"),
+        (["ingest", "v", "--commit-every", "1.5"], "'1.5' is no count"),
+        (["ingest", "v", "--commit-every", "1,5"], "'1,5' is no count"),
+        (["ingest", "v", "--files-at-once", "two"], "'--files-at-once': 'two' is no count"),
+        (["ingest", "v", "--max-memory", "a lot"], "'a lot' is no size such as 256MB or 1GiB"),
+        (["ingest", "v", "--max-memory", "256"], "less than 1MB. A size has a unit: 256MB, 1GiB"),
+        (["ingest", "v", "--max-decoded", "-1GB"], "'-1GB' is no size"),
+        (["ingest", "v", "--max-decoded"], "requires an argument"),
         (["materialize", "--start", "yesterday"], "'yesterday' is no time such as"),
         (["online"], "Missing argument"),
         (["online", "driver_id=1"], "Name features"),
@@ -53,7 +66,30 @@ def test_wrong_use_is_status_2_and_says_how(run: Run, args: list[str], words: st
     done = run(*args, status=2)
     assert words in done.err
     assert done.out == ""
-    assert "Traceback (most" not in done.err
+    if args:  # else it is the help
+        assert re.fullmatch("error: .*\n", done.err)
+
+
+def test_wrong_use_names_the_help_that_tells_more(run: Run) -> None:
+    assert run("ingest", status=2).err == (
+        "error: Missing argument 'VIEW'. See featurestore ingest --help.\n"
+    )
+
+
+def test_the_defaults_of_an_ingest_are_those_of_the_store(run: Run) -> None:
+    text = " ".join(run("ingest", "--help").out.split())
+    given = inspect.signature(FeatureStore.ingest).parameters
+    defaults = [
+        f"{given['files_at_once'].default}",
+        *(size_in_full(given[name].default) for name in ("max_bytes_in_flight",)),
+        *(size_in_full(given[name].default) for name in ("max_decoded_bytes",)),
+    ]
+    assert re.findall(r"\[default: ([^]]*)\]", text)[1:] == defaults
+
+
+def test_the_demo_is_of_the_project_that_is_named(run: Run) -> None:
+    done = run("demo", "--project", "No", status=1)
+    assert done.err.startswith("error: 'No' cannot name a project")
 
 
 def test_common_options_stand_before_or_after_the_command(run: Run) -> None:

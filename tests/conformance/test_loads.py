@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from builders import (
@@ -342,7 +343,7 @@ async def test_undo_takes_one_load_back_out(
     await store.push("driver_stats", [stats(1, hour(-1), trips=30), stats(2, hour(9), trips=40)])
 
     undone = await store.undo_load(load_id)
-    assert (undone.load_id, undone.view, undone.rows_removed) == (load_id, "driver_stats", 3)
+    assert undone == fs.UndoReport(load_id, "driver_stats", 3, keys_changed=2, keys_removed=0)
     keys = [{"driver_id": number} for number in range(3)]
     assert await online_column(store, "driver_stats:trips", keys) == [10, 30, 40]
     found = await training(store, entity_rows(*[(n, hour(1)) for n in range(3)]), [driver_stats()])
@@ -360,7 +361,8 @@ async def test_undoing_the_only_load_of_a_key_leaves_nothing_online(
     store: fs.FeatureStore, drivers: fs.FeatureRepository
 ):
     load_id = (await store.push("driver_stats", [stats(1, hour(0))])).load_id
-    await store.undo_load(load_id)
+    undone = await store.undo_load(load_id)
+    assert (undone.keys_changed, undone.keys_removed) == (0, 1)
     answer = await store.get_online_features(["driver_stats:trips"], [{"driver_id": 1}])
     assert answer.statuses == [{"trips": fs.Status.NOT_FOUND}]
     assert await drivers.count() == 0
@@ -381,6 +383,59 @@ async def test_an_unknown_load_is_not_found(store: fs.FeatureStore, drivers: fs.
         await store.undo_load(12345)
 
 
+@pytest.mark.parametrize("number", [0, -1, 2**63, 2**80])
+async def test_a_number_that_no_load_has(
+    store: fs.FeatureStore, drivers: fs.FeatureRepository, number: int
+):
+    with pytest.raises(fs.NotFoundError, match=str(number)):
+        await store.undo_load(number)
+    assert await store.loads(load_id=number) == []
+    assert await store.rejected(number) == []
+
+
+@pytest.mark.parametrize("number", ["1", 1.0, True, b"1", [1]])
+async def test_what_is_no_number_of_a_load(
+    store: fs.FeatureStore, drivers: fs.FeatureRepository, number: Any
+):
+    await store.push("driver_stats", [stats(1, hour(0))])
+    for call in (store.undo_load(number), store.rejected(number), store.loads(load_id=number)):
+        with pytest.raises(fs.DefinitionError, match="loads have whole numbers"):
+            await call
+    with pytest.raises(fs.DefinitionError, match="loads have whole numbers"):
+        await store.undo_load(None)  # type: ignore[arg-type]
+
+
+async def test_the_latest_loads_and_one(store: fs.FeatureStore, drivers: fs.FeatureRepository):
+    pushes = [await store.push("driver_stats", [stats(n, hour(0))]) for n in range(4)]
+    ids = [push.load_id for push in pushes]
+    for limit, found in ((None, ids), (0, []), (1, ids[-1:]), (3, ids[-3:]), (9, ids)):
+        assert [load.load_id for load in await store.loads(limit=limit)] == found
+    [one] = await store.loads(load_id=ids[1])
+    assert (one.load_id, one.rows_written) == (ids[1], 1)
+    assert await store.loads("driver_stats", load_id=ids[1]) == [one]
+    for limit in (-1, 1.0, "1", True):
+        with pytest.raises(fs.DefinitionError, match="limit="):
+            await store.loads(limit=limit)  # type: ignore[arg-type]
+
+
+async def test_rejected_rows_page_by_page(
+    store: fs.FeatureStore, drivers: fs.FeatureRepository, tmp_path: Path
+):
+    rows = [stats(None, hour(0)) if n % 3 else stats(n, hour(0)) for n in range(20)]
+    path = parquet(tmp_path, driver_stats(), rows)
+    loaded = await store.ingest("driver_stats", path, on_invalid="quarantine")
+    load_id = loaded.loads[0].load_id
+    expected = [n for n in range(20) if n % 3]
+    assert [row.row for row in await store.rejected(load_id)] == expected
+    assert [row.row for row in await store.rejected(limit=4)] == expected[-4:]
+    found: list[int] = []
+    while page := await store.rejected(load_id, limit=5, after_row=found[-1] if found else -1):
+        found += [row.row for row in page]
+    assert found == expected
+    with pytest.raises(fs.DefinitionError, match="after_row=-2"):
+        await store.rejected(load_id, after_row=-2)
+
+
 async def test_undo_of_a_view_without_online(store: fs.FeatureStore):
     await store.apply([driver_stats(online=False)])
     first = await store.push("driver_stats", [stats(1, hour(0))])
@@ -399,3 +454,30 @@ async def test_pushes_committed_together_are_undone_apart(
     await store.undo_load(pushes[7].load_id)
     left = await drivers.get_many([{"driver_id": n} for n in range(20)])
     assert [row and row["trips"] for row in left] == [n if n != 7 else None for n in range(20)]
+
+
+class Table:
+    """A source whose length is not to be trusted."""
+
+    def __init__(self, table: Any, length: Any) -> None:
+        self.table = table
+        self.length = length
+
+    def __len__(self) -> int:
+        if isinstance(self.length, Exception):
+            raise self.length
+        return int(self.length)
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10**18, TypeError("unsized")], ids=repr)
+async def test_the_length_of_a_stream_is_not_asked_for(
+    drivers: fs.FeatureRepository, store: fs.FeatureStore, length: Any
+):
+    rows = [stats(number, hour(0), trips=number) for number in range(1_500)]
+    source = Table(table_of(driver_stats(), rows), length)
+    report = await store.ingest("driver_stats", source)
+    assert report.rows_written == 1_500
+    assert await online_column(store, "driver_stats:trips", [{"driver_id": 1_499}]) == [1_499]

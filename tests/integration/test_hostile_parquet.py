@@ -36,6 +36,8 @@ from parquet_files import (
     strings,
 )
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parent.parent
 MB = 1 << 20
 BILLION = 1_000_000_000

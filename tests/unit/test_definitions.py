@@ -92,6 +92,16 @@ def test_changing_what_a_definition_was_made_of_leaves_it_alone():
     assert source.paths == ("x",)
 
 
+def test_a_source_prints_as_it_was_written_without_its_secrets():
+    assert repr(ParquetSource("data/*.parquet")) == "ParquetSource('data/*.parquet')"
+    several = ParquetSource(["a", "https://me:hush@host/x?sig=hush"], field_mapping={"x": "y"})
+    assert repr(several) == (
+        "ParquetSource(['a', 'https://host/x?sig=***'], field_mapping={'x': 'y'})"
+    )
+    assert several.paths[1] == "https://me:hush@host/x?sig=hush"
+    assert "hush" not in repr(view(source=several))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import random
 import threading
@@ -281,6 +282,27 @@ async def test_the_same_bytes_have_the_same_digest_however_they_are_read(tmp_pat
     path = await written(tmp_path / "changed.parquet", bytes(changed))
     async with open_file(str(path)) as reader:
         assert await content_digest(reader, plan) not in digests
+
+
+async def test_row_groups_are_let_go_of_at_once(tmp_path: Path):
+    """Without a collector of circles: what is done with is not held by anything."""
+    numbers = await asyncio.to_thread(pa.array, range(200_000))
+    table = pa.table({f"x{n}": numbers for n in range(8)})
+    content = await asyncio.to_thread(made, table, row_group_size=10_000)
+    path = await written(tmp_path / "made.parquet", content)
+    await asyncio.to_thread(gc.collect)
+    gc.disable()
+    try:
+        before, most = pa.total_allocated_bytes(), 0
+        async with open_file(str(path)) as reader:
+            footer = await read_footer(reader)
+            names = footer.schema.names
+            plan = plan_chunks(footer, names, reader.name, reader.size)
+            async for _ in read_batches(reader, footer, plan, names, None, Limits()):
+                most = max(most, pa.total_allocated_bytes() - before)
+    finally:
+        gc.enable()
+    assert most < 5_000_000 < table.nbytes / 2
 
 
 # --- stopping -------------------------------------------------------------------------------

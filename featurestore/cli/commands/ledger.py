@@ -76,7 +76,7 @@ async def _print_rejected(settings: Settings, view: str | None, most: int | None
     """Whether there are any. All of them may be more than the memory takes."""
     printed, document = False, output.JsonList()
     async with open_store(settings) as store:
-        pages = _pages(store, view) if most is None else _latest(store, view, most)
+        pages = _pages(store, view) if most is None else _latest(store, view, most, settings)
         async with contextlib.aclosing(pages):
             async for rows in pages:
                 if settings.json:
@@ -90,11 +90,12 @@ async def _print_rejected(settings: Settings, view: str | None, most: int | None
 
 
 async def _latest(
-    store: FeatureStore, view: str | None, most: int
+    store: FeatureStore, view: str | None, most: int, settings: Settings
 ) -> AsyncGenerator[list[QuarantinedRow]]:
-    found = await store.rejected(view=view, limit=most + 1)
+    found = await store.rejected(view=view, limit=_one_more(most))
     if shown := found[-most:]:
         yield shown
+    if not settings.json:
         _say_what_is_left_out(found, shown)
 
 

@@ -153,6 +153,7 @@ def training_set(
                 settings, entities, names, target, timestamp_column, full_feature_names, progress
             ),
             f"Interrupted: {target} was not written.",
+            progress.close,
         )
     if settings.json:
         output.print_json(document)
