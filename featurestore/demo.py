@@ -18,22 +18,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
-from rich.text import Text
 from sqlalchemy import make_url
 
 from featurestore.definitions import Entity, FeatureService, FeatureView, check_name
+from featurestore.demo_screen import Screen, cell, duration, like_a_diff, plain_table
 from featurestore.errors import FeatureStoreError
-from featurestore.online.vectors import Status
 from featurestore.store import FeatureStore
 from featurestore.training.training_set import TrainingSet
 
@@ -97,7 +94,7 @@ async def run_demo(
     check_name("project", project)
     started = time.perf_counter()
     folder = Path(folder)
-    screen = _Screen(console or Console())
+    screen = Screen(console or Console())
     example = await asyncio.to_thread(_Example.unpack, folder)
 
     await _prepare(screen, example)
@@ -192,10 +189,10 @@ def _import(path: Path) -> ModuleType:
 # --- the chapters ----------------------------------------------------------------------------
 
 
-async def _prepare(screen: _Screen, example: _Example) -> None:
+async def _prepare(screen: Screen, example: _Example) -> None:
     with screen.chapter("Turn the flights out of New York in 2013 into Parquet") as notes:
         rows = await asyncio.to_thread(example.data.prepare, example.folder / "data")
-        table = _table("file", ">rows", "one row is known from")
+        table = plain_table("file", ">rows", "one row is known from")
         known = {
             "flights": "the scheduled departure; with the label",
             "weather": "the end of the hour that was observed",
@@ -207,18 +204,18 @@ async def _prepare(screen: _Screen, example: _Example) -> None:
         notes.append(table)
 
 
-async def _register(screen: _Screen, example: _Example, store: FeatureStore) -> None:
+async def _register(screen: Screen, example: _Example, store: FeatureStore) -> None:
     with screen.chapter("Register what features.py defines") as notes:
         plan = await store.apply(example.definitions(Entity, FeatureView, FeatureService))
-        notes.append(_like_a_diff(str(plan)))
+        notes.append(like_a_diff(str(plan)))
 
 
-async def _load(screen: _Screen, example: _Example, store: FeatureStore) -> int:
+async def _load(screen: Screen, example: _Example, store: FeatureStore) -> int:
     total = 0
     with screen.chapter(
         "Load the features: history, online and ledger in one transaction"
     ) as notes:
-        table = _table("view", ">rows", ">seconds", ">rows/s")
+        table = plain_table("view", ">rows", ">seconds", ">rows/s")
         for view in example.definitions(FeatureView):
             report = await store.ingest(view.name, example.parquet(view.name))
             total += report.rows_written
@@ -237,7 +234,7 @@ class _Training:
     match_rate: Mapping[str, float]
 
 
-async def _training_set(screen: _Screen, example: _Example, store: FeatureStore) -> _Training:
+async def _training_set(screen: Screen, example: _Example, store: FeatureStore) -> _Training:
     with screen.chapter("Build the training set: what was known as each flight left") as notes:
         flights = await asyncio.to_thread(_read_parquet, example.parquet("flights"))
         started = time.perf_counter()
@@ -254,12 +251,12 @@ def _look_for_leaks(training: TrainingSet) -> tuple[Any, Table]:
     """Each view says when its row became known: had any of that been after the scheduled
     departure, the model would be trained on the future."""
     frame = training.to_pandas()
-    table = _table("view", ">flights matched", ">median age", ">from the future")
+    table = plain_table("view", ">flights matched", ">median age", ">from the future")
     for view, known_at in KNOWN_AT.items():
         age = frame["event_timestamp"] - frame[known_at]
         future = int((age < dt.timedelta(0)).sum())
         table.add_row(
-            view, f"{training.match_rate[view]:.1%}", _duration(age.median()), f"{future:,}"
+            view, f"{training.match_rate[view]:.1%}", duration(age.median()), f"{future:,}"
         )
     return frame, table
 
@@ -271,7 +268,7 @@ class _Learned:
     auc_with: float
 
 
-async def _learn(screen: _Screen, example: _Example, frame: Any) -> _Learned:
+async def _learn(screen: Screen, example: _Example, frame: Any) -> _Learned:
     title = "Learn from January to October, predict who is late in November and December"
     with screen.chapter(title) as notes:
         learned, found = await asyncio.to_thread(_fit_and_score, example, frame)
@@ -285,7 +282,7 @@ def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, list[Any]]:
     past = arrived["event_timestamp"] < TEST_BEGINS
     late = (arrived[~past]["arr_delay"] > code.LATE).mean()
 
-    table = _table("model knows", ">ROC AUC", ">late among the tenth most at risk")
+    table = plain_table("model knows", ">ROC AUC", ">late among the tenth most at risk")
     models, scores = [], []
     for knows, numbers in (
         ("the timetable", code.FLIGHT),
@@ -301,7 +298,7 @@ def _fit_and_score(example: _Example, frame: Any) -> tuple[_Learned, list[Any]]:
 
 
 async def _serve(
-    screen: _Screen, store: FeatureStore, model: Any, callers: list[dict[str, Any]]
+    screen: Screen, store: FeatureStore, model: Any, callers: list[dict[str, Any]]
 ) -> tuple[float, float]:
     title = "Ask online about one flight: Delta 434 to San Francisco at 17:30"
     with screen.chapter(title) as notes:
@@ -314,10 +311,10 @@ async def _serve(
             for load_id in pushed:
                 await store.undo_load(load_id)
 
-        table = _table("feature", ">before", ">after the push")
+        table = plain_table("feature", ">before", ">after the push")
         vectors = [(answer.to_dicts()[0], answer.statuses[0]) for answer in (before, after)]
         for name in before.statuses[0]:
-            table.add_row(name, *(_cell(values[name], status[name]) for values, status in vectors))
+            table.add_row(name, *(cell(values[name], status[name]) for values, status in vectors))
         risks = [model.probability({**FLIGHT, **values}) for values, _ in vectors]
         table.add_row("probability of being late", *(f"{risk:.0%}" for risk in risks), style="bold")
         notes += [
@@ -411,72 +408,6 @@ def _export(url: str | None) -> tuple[str, ...]:
     elif url is None:
         return ()  # the reader's environment has it already
     return (f"export FEATURESTORE_URL={shlex.quote(parsed.render_as_string())}",)
-
-
-# --- what it looks like ----------------------------------------------------------------------
-
-
-class _Screen:
-    """Numbered chapters, each with a spinner while it runs (on a terminal) and its time."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.chapters = 0
-
-    @contextmanager
-    def chapter(self, title: str) -> Iterator[list[Any]]:
-        """Prints the title at once, and what the body appended when it is done."""
-        self.chapters += 1
-        self.console.print(f"\n[bold cyan]{self.chapters}[/]  [bold]{title}[/]", highlight=False)
-        started = time.perf_counter()
-        notes: list[Any] = []
-        with self.console.status("[dim]working[/]"):
-            yield notes
-        notes.append(Text(f"{time.perf_counter() - started:.1f} s", "dim"))
-        for note in notes:
-            shown = Text(note) if isinstance(note, str) else note
-            self.console.print(Padding(shown, (0, 0, 0, 3), expand=False))
-
-    def farewell(self, seconds: float, commands: tuple[str, ...]) -> None:
-        hint = " (your password for ***)" if any("***" in line for line in commands) else ""
-        self.console.print(
-            f"\n[bold green]Done in {seconds:.0f} s.[/] To go on from here{hint}:\n",
-            highlight=False,
-        )
-        for command in commands:
-            # Never wrapped: they are there to be copied.
-            self.console.print(Text(f"   {command}"), soft_wrap=True)
-        self.console.print()
-
-
-def _table(*columns: str) -> Table:
-    """A table without lines; a column whose name begins with > is aligned to the right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column[:1] == ">" else "left")
-    return table
-
-
-def _like_a_diff(plan: str) -> Table:
-    styles = {"+": "green", "-": "red", "~": "yellow"}
-    table = _table("", "")
-    table.show_header = False
-    for line in plan.splitlines():
-        what, _, how = line.partition(": ")
-        table.add_row(Text(what, styles.get(line.lstrip()[:1], "dim")), how)
-    return table
-
-
-def _cell(value: Any, status: Status) -> str | Text:
-    """A feature's value, or where it has none why."""
-    if status is not Status.PRESENT:
-        return Text(status, "yellow")
-    return f"{value:%Y-%m-%d %H:%M}" if isinstance(value, dt.datetime) else f"{value:.4g}"
-
-
-def _duration(age: Any) -> str:
-    minutes = age.total_seconds() / 60
-    return f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
 
 
 def _read_parquet(path: str) -> Any:

@@ -28,6 +28,7 @@ LAYERS = [
     ["store"],
     ["sync"],
     ["featurestore"],  # the page of public names
+    ["demo_screen"],
     ["demo", "testing"],
     ["cli"],
 ]
