@@ -8,6 +8,7 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -294,3 +295,23 @@ def _reads_stdin(pid: int) -> bool:
         return Path(f"/proc/{pid}/syscall").read_text().startswith("0 0x0 ")
     except OSError:
         pytest.skip("this system does not say what a program waits for")
+
+
+def test_ctrl_c_while_the_program_starts() -> None:
+    """Most of a start is importing, and Ctrl-C within it no reason for a traceback."""
+    program = Path(sys.executable).with_name("featurestore")
+    with subprocess.Popen([program, "status"], stderr=subprocess.PIPE, text=True) as process:
+        while not _has_loaded(process.pid, "site-packages"):
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=SECONDS)
+        assert process.returncode == 130
+    assert err == "Interrupted.\n"
+
+
+def _has_loaded(pid: int, library: str) -> bool:
+    try:
+        return library in Path(f"/proc/{pid}/maps").read_text()
+    except OSError:
+        pytest.skip("this system does not say what a program has loaded")
