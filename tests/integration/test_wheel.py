@@ -120,6 +120,7 @@ def test_the_wheel_holds_the_package_the_revisions_and_the_example(wheel: Path):
 def test_the_wheel_holds_nothing_else(wheel: Path):
     assert {name.split("/")[0] for name in names_in(wheel)} == {
         "featurestore",
+        "featurestore_program.py",
         f"featurestore-{fs.__version__}.dist-info",
     }
     left = [name for name in names_in(wheel) if name.endswith((".pyc", ".db", ".so"))]
