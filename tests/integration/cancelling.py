@@ -80,9 +80,12 @@ async def by_scope(work: Coroutine[Any, Any, Any], when: When) -> None:
             scope.cancel()
 
         leaving = asyncio.create_task(leave())
-        await work
+        try:
+            await work
+        finally:
+            leaving.cancel()  # where the work ended before its time came
     assert scope.cancelled_caught
-    await leaving
+    await asyncio.gather(leaving, return_exceptions=True)
 
 
 HOWS = [by_task, by_task_twice, by_timeout, by_group, by_scope]
