@@ -252,9 +252,7 @@ class _FileLoad:
     async def _find(self, session: Session, view: RegisteredView) -> tuple[Any, str | None]:
         """The load that brought this content, or its first part, if one did; and the content's
         digest, if it had to be found out."""
-        # Two loaders of one file at once: the second waits here, and then finds it loaded.
-        name = f"featurestore:load:{view.id}:{self.taken.identity}"
-        await session.dialect.lock_name(session, name)
+        await self._lock(session, view)
         if self.job.force:
             return None, None
         candidates = await loads_of_footer(session, view.id, self.taken.identity)
@@ -264,6 +262,11 @@ class _FileLoad:
         # have the same footer.
         content = await content_digest(self.reader, self.taken.plan)
         return _same(candidates, content), content
+
+    async def _lock(self, session: Session, view: RegisteredView) -> None:
+        """Of two loaders of one file at once the second waits here, and then finds it loaded."""
+        name = f"featurestore:load:{view.id}:{self.taken.identity}"
+        await session.dialect.lock_name(session, name)
 
     # --- in steps -------------------------------------------------------------------------
 
@@ -310,8 +313,7 @@ class _FileLoad:
         self, session: Session, view: RegisteredView, content: str, before: LoadReport | None
     ) -> Any:
         """The load to go on with: another loader of the file may have gone on meanwhile."""
-        name = f"featurestore:load:{view.id}:{self.taken.identity}"
-        await session.dialect.lock_name(session, name)
+        await self._lock(session, view)
         if before is not None:
             row = await find_row(session, before.load_id)
             if row is None or row.undone_at is not None:

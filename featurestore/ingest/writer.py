@@ -165,7 +165,7 @@ class Writer:
     async def write(self, batches: AsyncIterator[Conformed]) -> None:
         """Put the rows that fit into history."""
         stored = self.layout.stored
-        async with ahead(self._chunks(batches), 1) as chunks:
+        async with ahead(self._chunks(batches)) as chunks:
             # A COPY has its connection to itself: it ends where something else has to be written,
             # and the next one goes on with the chunk that follows.
             while not self._exhausted:
