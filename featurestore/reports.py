@@ -261,3 +261,46 @@ class QuarantinedRow:
     row: int
     reason: str
     values: dict[str, object]
+
+
+BATCH_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
+"""Upper bounds of the classes in which :class:`GatherStats` counts batches."""
+
+
+@dataclass(frozen=True)
+class GatherStats:
+    """What a store's reads, or its pushes, have come to so far, and how many are under way.
+
+    ``requests`` calls with ``rows`` rows went to the database in ``batches`` statements.
+    ``batch_sizes`` counts batches by their requests: as many as ``BATCH_SIZES`` has bounds, and
+    one class above. ``waiting`` callers wait for a batch, ``in_flight`` batches for their answer;
+    ``overloaded`` calls were refused or given up.
+    """
+
+    requests: int = 0
+    rows: int = 0
+    batches: int = 0
+    batch_sizes: tuple[int, ...] = (0,) * (len(BATCH_SIZES) + 1)
+    waiting: int = 0
+    in_flight: int = 0
+    overloaded: int = 0
+
+
+@dataclass(frozen=True)
+class CacheStats:
+    """What a store's cache holds (``entries``), and how often it had the answer."""
+
+    entries: int = 0
+    hits: int = 0
+    misses: int = 0
+
+
+@dataclass(frozen=True)
+class StoreStats:
+    """What a store does at this moment, and has done since it was made: no I/O."""
+
+    reads: GatherStats
+    pushes: GatherStats
+    pool_size: int
+    pool_in_use: int
+    cache: CacheStats | None = None

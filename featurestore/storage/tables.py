@@ -19,7 +19,7 @@ from featurestore.types import FeatureType, Int64, Timestamp
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The Alembic revision that this code works with; a test holds it equal to the newest."""
 
 VERSION_TABLE = "featurestore_version"
@@ -113,6 +113,8 @@ view = sa.Table(
     sa.Column("history_table", sa.Text, nullable=False, unique=True),
     sa.Column("online_table", sa.Text, nullable=False, unique=True),
     *_described(),
+    # Whether writes tell the caches of other processes.
+    sa.Column("notify", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("project", "name"),
 )
 
@@ -164,6 +166,10 @@ load = sa.Table(
     sa.Index(None, "view_id", "footer_hash"),
 )
 
+_due = sa.text("future_until IS NOT NULL AND undone_at IS NULL")
+# A push asks each time whether rows of its view are still to come online: pushes are many.
+sa.Index("ix_featurestore_load_pending", load.c.view_id, postgresql_where=_due, sqlite_where=_due)
+
 quarantine = sa.Table(
     "featurestore_quarantine",
     metadata,
@@ -175,6 +181,22 @@ quarantine = sa.Table(
     sa.Column("entity", sa.Text),
     sa.Column("row_values", sa.JSON, nullable=False),
     sa.Index(None, "view_id", "entity"),
+)
+
+
+api_key = sa.Table(
+    # Keys of the HTTP server. The secret itself is nowhere; a key may also be one of a project
+    # that has no definitions yet.
+    "featurestore_api_key",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("scope", sa.Text, nullable=False),
+    sa.Column("hash", sa.Text, nullable=False),
+    sa.Column("created_at", UtcDateTime, nullable=False),
+    sa.Column("revoked_at", UtcDateTime),
+    sa.UniqueConstraint("project", "name"),
 )
 
 

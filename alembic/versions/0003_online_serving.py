@@ -1,0 +1,47 @@
+"""Online serving: keys of the HTTP server, views that tell of their writes, loads still due.
+
+Revision ID: 0003
+Revises: 0002
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0003"
+down_revision = "0002"
+branch_labels = None
+depends_on = None
+
+_PENDING = "ix_featurestore_load_pending"
+
+
+def upgrade() -> None:
+    op.add_column(
+        "featurestore_view",
+        sa.Column("notify", sa.Boolean(), nullable=False, server_default=sa.false()),
+    )
+    # A push asks each time whether rows of its view are still to come online: pushes are many.
+    due = sa.text("future_until IS NOT NULL AND undone_at IS NULL")
+    op.create_index(
+        _PENDING, "featurestore_load", ["view_id"], postgresql_where=due, sqlite_where=due
+    )
+    op.create_table(
+        "featurestore_api_key",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("hash", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("revoked_at", sa.DateTime(timezone=True)),
+        sa.PrimaryKeyConstraint("id", name="pk_featurestore_api_key"),
+        sa.UniqueConstraint("project", "name", name="uq_featurestore_api_key_project_name"),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("featurestore_api_key")
+    op.drop_index(_PENDING, table_name="featurestore_load")
+    op.drop_column("featurestore_view", "notify")
