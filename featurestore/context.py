@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,15 @@ from featurestore.storage.registry import (
 )
 
 
+OnWritten = Callable[[str, Sequence[tuple[Any, ...]] | None], None]
+"""Called with a view's name and the keys whose rows a push may have changed, None where that may
+be any; before the push returns, and where its outcome is not known as well."""
+
+
+def _unheard(view: str, keys: Sequence[tuple[Any, ...]] | None) -> None:
+    """What hears of writes where nobody has asked to."""
+
+
 class Context(ABC):
     """Connections and the registry, for the calls of one project.
 
@@ -34,7 +43,10 @@ class Context(ABC):
     def __init__(self, project: str, skew: dt.timedelta) -> None:
         self.project = project
         self.skew = skew
-        self._known: Catalog | None = None
+        # The registry as this process last read it: who uses it must notice that it changed.
+        self.known: Catalog | None = None
+        self._reading_registry = asyncio.Lock()
+        self.on_written: OnWritten = _unheard
 
     @abstractmethod
     def connection(self) -> AbstractAsyncContextManager[Session]:
@@ -50,20 +62,26 @@ class Context(ABC):
 
     def forget(self) -> None:
         """Read the registry again at the next call."""
-        self._known = None
+        self.known = None
 
     async def known_catalog(self) -> Catalog:
         """The registry as this process last read it: who uses it must notice that it changed."""
-        if self._known is None:
-            async with self.snapshot() as session:
-                self._known = await load_catalog(session, self.project)
-        return self._known
+        return self.known or await self.newer_catalog(None)
+
+    async def newer_catalog(self, than: Catalog | None) -> Catalog:
+        """The registry as it is, for who has found ``than`` out of date: callers that find so
+        together read it once."""
+        async with self._reading_registry:
+            if self.known is None or self.known is than:
+                async with self.snapshot() as session:
+                    self.known = await load_catalog(session, self.project)
+            return self.known
 
     async def catalog(self, session: Session) -> Catalog:
         """The registry as it is in the session."""
-        known = self._known
+        known = self.known
         if known is None or known.revision != await project_revision(session, self.project):
-            self._known = known = await load_catalog(session, self.project)
+            self.known = known = await load_catalog(session, self.project)
         return known
 
     def writing(self, name: str) -> AbstractAsyncContextManager[tuple[Session, RegisteredView]]:
@@ -80,12 +98,15 @@ class Context(ABC):
         self, name: str, *, exclusive: bool
     ) -> AsyncIterator[tuple[Session, RegisteredView]]:
         async with self.transaction() as session:
-            known = self._known
+            known = self.known
             if known is None or name not in known.views:  # another process may have added it
                 known = await self.catalog(session)
             await session.dialect.lock_view(session, known.view(name).id, exclusive=exclusive)
             # What the lock was waited for may have changed the view.
-            yield session, (await self.catalog(session)).view(name)
+            view = (await self.catalog(session)).view(name)
+            if exclusive:
+                await session.dialect.lock_history(session, view.history)
+            yield session, view
 
     @asynccontextmanager
     async def reading(self, names: Iterable[str]) -> AsyncIterator[tuple[Session, Catalog]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
@@ -22,10 +22,22 @@ from featurestore.definitions import (
     check_name,
 )
 from featurestore.errors import DefinitionError
-from featurestore.reports import Load, MaterializeReport, QuarantinedRow, UndoReport
+from featurestore.online.gather import Reads
+from featurestore.online.keys import Key
+from featurestore.online.plan import OnlinePlan
+from featurestore.reports import (
+    GatherStats,
+    Load,
+    MaterializeReport,
+    QuarantinedRow,
+    StoreStats,
+    UndoReport,
+)
 from featurestore.repository import moment
 from featurestore.storage import ledger, migrations, schema, upkeep
-from featurestore.storage.engine import Database
+from featurestore.storage.dialect import Found
+from featurestore.storage.engine import DEFAULT_LIMITS, Database
+from featurestore.storage.limits import Limits
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
 from featurestore.storage.waiting import uninterrupted
@@ -38,7 +50,8 @@ class FeatureStore(Calls):
     ``FEATURESTORE_URL``, else SQLite in ``featurestore.db`` of the working folder. An ``engine``
     given instead is borrowed: it is used and never disposed. Projects share a database and
     nothing else. A row whose event time is at most ``clock_skew`` ahead of the database's clock
-    counts as now. Making a store does no I/O.
+    counts as now. ``limits`` bound how long callers wait, and how many. Making a store does no
+    I/O.
 
     Example::
 
@@ -55,11 +68,13 @@ class FeatureStore(Calls):
         engine: AsyncEngine | None = None,
         project: str = "default",
         clock_skew: dt.timedelta = dt.timedelta(seconds=60),
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         if not isinstance(clock_skew, dt.timedelta) or clock_skew < dt.timedelta(0):
             raise DefinitionError("clock_skew must be a timedelta of zero or more.")
         self.project = check_name("project", project)
-        self._database = Database(url, engine)
+        self._database = Database(url, engine, limits)
+        self._reads = Reads(self._database)
         super().__init__(StoreContext(self._database, project, clock_skew))
 
     async def __aenter__(self) -> Self:
@@ -74,13 +89,24 @@ class FeatureStore(Calls):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections of an engine that the store has made."""
+        """Close the connections of an engine that the store has made, once the reads that wait
+        have their answers."""
+        await uninterrupted(self._reads.close())
         await self._database.close()
 
     @property
     def engine(self) -> AsyncEngine:
         """SQLAlchemy's engine beneath, for queries of one's own."""
         return self._database.engine
+
+    @property
+    def stats(self) -> StoreStats:
+        """What the store does at this moment, and has done since it was made."""
+        pool = (self._database.pool_size, self._database.pool_in_use)
+        return StoreStats(self._reads.stats(), GatherStats(), *pool)
+
+    async def _find(self, plan: OnlinePlan, keys: Sequence[Key]) -> Found:
+        return await self._reads.find(plan.lane, plan.lookups, keys)
 
     def __repr__(self) -> str:
         return f"<FeatureStore {self._database.label} project={self.project!r}>"

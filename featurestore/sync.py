@@ -39,10 +39,13 @@ from featurestore.reports import (
     MaterializeReport,
     PushReport,
     QuarantinedRow,
+    StoreStats,
     StreamReport,
     UndoReport,
 )
 from featurestore.selection import Features
+from featurestore.storage.engine import DEFAULT_LIMITS
+from featurestore.storage.limits import Limits
 from featurestore.storage.planning import Plan
 from featurestore.training.training_set import TrainingSet
 
@@ -182,9 +185,10 @@ class FeatureStore(_Calls):
         engine: AsyncEngine | None = None,
         project: str = "default",
         clock_skew: dt.timedelta = dt.timedelta(seconds=60),
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._async = store_module.FeatureStore(
-            url, engine=engine, project=project, clock_skew=clock_skew
+            url, engine=engine, project=project, clock_skew=clock_skew, limits=limits
         )
         self.project = project
 
@@ -206,6 +210,11 @@ class FeatureStore(_Calls):
     def engine(self) -> AsyncEngine:
         """SQLAlchemy's async engine beneath."""
         return self._async.engine
+
+    @property
+    def stats(self) -> StoreStats:
+        """See :attr:`featurestore.FeatureStore.stats`."""
+        return self._async.stats
 
     def close(self) -> None:
         """See :meth:`featurestore.FeatureStore.close`."""

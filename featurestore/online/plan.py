@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from featurestore.definitions import FeatureSelection, FeatureService, FeatureView
 from featurestore.errors import DefinitionError
+from featurestore.online.gather import Lane
+from featurestore.online.shape import Shape
 from featurestore.selection import Features, Request, resolve
 from featurestore.storage.dialect import Lookup, Lookups
 from featurestore.storage.registry import Catalog
@@ -16,12 +18,14 @@ PLANS = 256
 """How many kinds of request are remembered; services ask for a handful."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class OnlinePlan:
-    """What to look up for a request, with the statements that were compiled for it."""
+    """What to look up for a request, with the statements that were compiled for it, how the rows
+    that are found become vectors, and the callers that wait for theirs."""
 
-    request: Request
     lookups: Lookups
+    shape: Shape
+    lane: Lane = field(default_factory=Lane)
 
 
 class OnlinePlans:
@@ -32,12 +36,20 @@ class OnlinePlans:
 
     def get(self, features: Features, catalog: Catalog, *, full_feature_names: bool) -> OnlinePlan:
         """The plan for ``features`` by the registry's present revision."""
-        key = (catalog.revision, full_feature_names, _key(features))
-        if key in self._plans:
+        try:
+            asked = tuple(features) if type(features) is list else _key(features)
+            key = (asked, catalog.revision, full_feature_names)
+            known = self._plans.get(key)
+        except TypeError as error:
+            raise DefinitionError(
+                f"Features are named as 'view:feature', views, selections or a service: {error}."
+            ) from error
+        if known is not None:
             self._plans.move_to_end(key)
-            return self._plans[key]
+            return known
         request = resolve(features, catalog, full_feature_names=full_feature_names)
-        plan = self._plans[key] = OnlinePlan(request, _lookups(request, catalog.project))
+        plan = OnlinePlan(_lookups(request, catalog.project), Shape(request))
+        self._plans[key] = plan
         if len(self._plans) > PLANS:
             self._plans.popitem(last=False)
         return plan
@@ -48,14 +60,7 @@ def _key(features: Features) -> Hashable:
         return features.name  # what is read is the registered one
     if isinstance(features, str | FeatureView | FeatureSelection):
         return features
-    key = tuple(features)
-    try:
-        hash(key)
-    except TypeError as error:
-        raise DefinitionError(
-            f"Features are named as 'view:feature', views, selections or a service: {error}."
-        ) from error
-    return key
+    return tuple(features)
 
 
 def _lookups(request: Request, project: str) -> Lookups:

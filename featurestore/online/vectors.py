@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -28,23 +27,43 @@ class Status(StrEnum):
     """The newest row is older than the view's ttl."""
 
 
-@dataclass(frozen=True)
 class OnlineFeatures:
     """Feature vectors, one for each entity row, in order.
 
-    ``statuses`` has a mapping of feature to :class:`Status` per row, ``event_timestamps`` one of
-    view to the time of its row (None where nothing was found; kept when past its ttl).
+    ``keys`` and ``values`` have a mapping per row: the join keys that were asked for, and
+    feature → value. ``statuses`` has a mapping of feature → :class:`Status` per row,
+    ``event_timestamps`` one of view → the time of its row (None where nothing was found; kept when
+    past its ttl). ``key_types`` and ``feature_types`` are the types of the columns.
     """
 
-    key_types: Mapping[str, FeatureType]
-    feature_types: Mapping[str, FeatureType]
-    keys: Sequence[Mapping[str, Any]]
-    values: Sequence[Mapping[str, Any]]
-    statuses: Sequence[dict[str, Status]]
-    event_timestamps: Sequence[dict[str, dt.datetime | None]]
+    def __init__(
+        self,
+        key_types: Mapping[str, FeatureType],
+        feature_types: Mapping[str, FeatureType],
+        keys: Sequence[Mapping[str, Any]],
+        values: Sequence[Mapping[str, Any]],
+        statuses: Sequence[dict[str, Status]],
+        event_timestamps: Sequence[dict[str, dt.datetime | None]],
+    ) -> None:
+        self.key_types = key_types
+        self.feature_types = feature_types
+        self.keys = keys
+        self.values = values
+        self.statuses = statuses
+        self.event_timestamps = event_timestamps
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.keys)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, OnlineFeatures):
+            return NotImplemented
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("key_types", "feature_types", "keys", "values", "statuses")
+        ) and list(self.event_timestamps) == list(other.event_timestamps)
+
+    __hash__ = None  # type: ignore[assignment] # its values may be lists
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """One dict per entity row: its join keys, then its features."""

@@ -19,6 +19,7 @@ from featurestore.types import FeatureType
 
 if TYPE_CHECKING:
     from featurestore.storage.engine import Session
+    from featurestore.storage.push import Pushed, PushPlan, Rows
 
 T = TypeVar("T")
 
@@ -54,17 +55,10 @@ class Lookups:
     cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class FoundRow:
-    """An online row: its time, whether the ttl has not passed, the driver's values."""
-
-    event_time: dt.datetime
-    fresh: bool
-    values: Sequence[Any]
-
-
-Found = tuple[int, list[list[FoundRow | None]]]
-"""The registry's revision, and per lookup the row found for each row of keys."""
+Found = tuple[int, Sequence[Sequence[Any]]]
+"""The registry's revision, and the row that was found for each row of keys, flat: the revision
+again; for each lookup its row's event time (None where there is none), whether the ttl has not
+passed, and the features. Their values are those of :mod:`featurestore.types`, but Json is text."""
 
 
 class Stage(Protocol):
@@ -98,7 +92,7 @@ class Dialect(Protocol):
     commit_seconds: float | None
     """How long an answer to a COMMIT is waited for; None where nothing can keep it back."""
 
-    async def prepare(self, session: Session) -> None:
+    async def prepare(self, driver: Any) -> None:
         """Make a connection just checked out fit for use; without a transaction."""
 
     async def release(self, driver: Any) -> None:
@@ -125,6 +119,9 @@ class Dialect(Protocol):
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         """Until the end of the transaction keep undo, erasure and apply (exclusive) apart from
         writes (shared, beside each other)."""
+
+    async def lock_history(self, session: Session, history: sa.Table) -> None:
+        """Until the end of the transaction keep pushes out, which do not lock their view."""
 
     async def lock_name(self, session: Session, name: str) -> None:
         """Until the end of the transaction, the only holder of ``name`` in this database."""
@@ -202,9 +199,42 @@ class Dialect(Protocol):
         """The distinct keys of rows, few of them, that were just written to history."""
 
     async def find_online(
-        self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
+        self,
+        driver: Any,
+        lookups: Lookups,
+        keys: Sequence[Sequence[Any]],
+        seconds: float | None = None,
     ) -> Found:
-        """Look up online rows for rows of keys, all as of one moment, in one round trip."""
+        """Look up online rows for rows of keys, all as of one moment, in one round trip.
+
+        Where the answer takes longer than ``seconds`` the connection is given up, and
+        :class:`TimeoutError` raised. A caller that is cancelled stops its statement first.
+        """
+
+    async def push(
+        self,
+        driver: Any,
+        plan: PushPlan,
+        callers: Sequence[Rows],
+        *,
+        due: bool,
+        begun: bool,
+    ) -> Pushed:
+        """Write rows of callers in one round trip; see :func:`featurestore.storage.push.push`.
+
+        It is a transaction of its own, or part of the one that has ``begun``.
+        """
 
     def upsert(self, table: sa.Table) -> Any:
         """An INSERT that knows ``on_conflict_do_update`` and ``excluded``."""
+
+
+def compiled(
+    statement: sa.sql.ClauseElement,
+    dialect: sa.Dialect,
+    parameters: Mapping[str, Any] | None = None,
+) -> tuple[str, list[Any]]:
+    """A statement as the driver takes it: its text, and its values by position."""
+    result: Any = statement.compile(dialect=dialect)
+    values = result.construct_params(parameters) or {}
+    return str(result), [values[name] for name in getattr(result, "positiontup", None) or ()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -26,11 +26,16 @@ from sqlalchemy.ext.asyncio import (
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from featurestore.errors import DefinitionError, FeatureStoreError, StoreUnavailableError
+from featurestore.storage.dialect import compiled
+from featurestore.storage.direct import on_driver
 from featurestore.storage.faults import commit_unanswered, translated
+from featurestore.storage.limits import Limits
+from featurestore.storage.pool import Pool
 from featurestore.storage.waiting import FINISH_SECONDS, answered, opened, uninterrupted
 
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect, Found, Lookups, Types
+    from featurestore.storage.push import Pushed, PushPlan, Rows
 
 T = TypeVar("T")
 
@@ -38,8 +43,7 @@ DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
 POOL_SIZE = 10
 """Connections of an engine made here. None beyond: opening one costs more than a short wait."""
 
-POOL_SECONDS = 30.0
-"""How long a call waits for a free connection before :class:`OverloadedError`."""
+DEFAULT_LIMITS = Limits()
 
 _DRIVERS = {
     "postgres": "postgresql+asyncpg",
@@ -70,23 +74,27 @@ def resolve_url(url: str | sa.URL | None) -> sa.URL:
     return parsed
 
 
-def _create_engine(url: sa.URL) -> AsyncEngine:
+def _create_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
     sqlite = url.get_backend_name() == "sqlite"
     # A database in memory lives in its one connection, so that one is handed around.
     in_memory = sqlite and url.database in (None, "", ":memory:")
     open_connection: Callable[..., Any]
+    statements: dict[str, int] = {}
     if sqlite:
         from featurestore.storage.sqlite_wire import open_connection
     else:
-        from featurestore.storage.postgresql_wire import open_connection
+        from featurestore.storage.postgresql_wire import open_connection, statement_options
+
+        statements = statement_options(url)
     try:
         return create_async_engine(
             url,
-            connect_args={"async_creator_fn": open_connection},
-            poolclass=AsyncAdaptedQueuePool,
+            connect_args={"async_creator_fn": open_connection, **statements},
+            poolclass=Pool,
+            pool_use_lifo=True,  # a few connections in use are faster than many in turn
             pool_size=1 if in_memory else POOL_SIZE,
             max_overflow=0,
-            pool_timeout=POOL_SECONDS,
+            pool_timeout=limits.wait_seconds,
             # Transactions are ended where they began; a reset here would be one more round trip.
             pool_reset_on_return=None,
         )
@@ -155,7 +163,12 @@ class Session:
     async def find_online(self, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
         """Look up online rows, all as of one moment; see :meth:`Dialect.find_online`."""
         async with self.alone():
-            return await self.dialect.find_online(self, lookups, keys)
+            return await self.dialect.find_online(self.driver, lookups, keys)
+
+    async def push(self, plan: PushPlan, callers: Sequence[Rows], *, due: bool) -> Pushed:
+        """Write rows of callers within the transaction; see :meth:`Dialect.push`."""
+        async with self.alone():
+            return await self.dialect.push(self.driver, plan, callers, due=due, begun=True)
 
     async def stream(
         self,
@@ -226,31 +239,31 @@ class Session:
         self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None
     ) -> tuple[str, list[Any]]:
         """A statement as the driver takes it: its text, and its values by position."""
-        compiled = statement.compile(dialect=self.connection.dialect)
-        values = compiled.construct_params(parameters) or {}
-        return str(compiled), [values[name] for name in _positions(compiled)]
+        return compiled(statement, self.connection.dialect, parameters)
 
     def text(self, statement: sa.sql.ClauseElement) -> str:
         """A statement's text alone, to be kept and run with values of each call."""
         return str(statement.compile(dialect=self.connection.dialect))
 
 
-def _positions(compiled: Any) -> Sequence[str]:
-    return getattr(compiled, "positiontup", None) or ()
-
-
 class Database:
     """The engine and its owner. Made from a URL it is closed here; given, it is borrowed."""
 
-    def __init__(self, url: str | sa.URL | None, engine: AsyncEngine | None) -> None:
+    def __init__(
+        self,
+        url: str | sa.URL | None,
+        engine: AsyncEngine | None,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         if url is not None and engine is not None:
             raise DefinitionError("Give the store a url or an engine, not both.")
-        self._owned = engine is None
-        self.engine = engine if engine is not None else _create_engine(resolve_url(url))
+        self.owned = engine is None
+        self.limits = limits
+        self.engine = engine if engine is not None else _create_engine(resolve_url(url), limits)
         if not isinstance(self.engine, AsyncEngine):
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
-        self.dialect = _dialect(self.engine, self._owned)
-        self._closed = False
+        self.dialect = _dialect(self.engine, self.owned)
+        self.closed = False
         self.label = label_of(self.engine.url)
         # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
         self._writer = asyncio.Lock() if self.dialect.single_writer else None
@@ -260,8 +273,8 @@ class Database:
 
         Calls under way go on to their end, and close their connections then.
         """
-        if self._owned:
-            self._closed = True
+        if self.owned:
+            self.closed = True
             await uninterrupted(self.engine.dispose())
 
     @asynccontextmanager
@@ -273,19 +286,19 @@ class Database:
             raw = await connection.get_raw_connection()
             session = Session(connection, raw.driver_connection, self.dialect, self.label)
             with translated(self.label):
-                await self.dialect.prepare(session)
+                await self.dialect.prepare(session.driver)
             yield session
         except BaseException:
             await uninterrupted(self._give_back(connection, failed=True))
             raise
-        if self._owned and not self._closed and not connection.in_transaction():
+        if self.owned and not self.closed and not connection.in_transaction():
             await connection.close()  # no more than putting it back: nothing to interrupt
         else:
             await uninterrupted(self._give_back(connection))
 
     async def _connect(self) -> AsyncConnection:
         pool = self.engine.pool
-        if self._owned and isinstance(pool, AsyncAdaptedQueuePool) and pool.checkedin():
+        if self.owned and isinstance(pool, AsyncAdaptedQueuePool) and pool.checkedin():
             return await self.engine.connect()  # an idle one, for which nothing is waited
         return await opened(_started(self.engine), AsyncConnection.close)
 
@@ -296,20 +309,47 @@ class Database:
                 await connection.rollback()
                 if not connection.invalidated:
                     driver = (await connection.get_raw_connection()).driver_connection
-                    if self._closed or (failed and not await self._is_usable(driver)):
+                    if self.closed or (failed and not await self.is_usable(driver)):
                         # SQLAlchemy does not see what breaks beneath it.
                         await connection.invalidate()
-                    elif not self._owned:
+                    elif not self.owned:
                         await self.dialect.release(driver)
         except (TimeoutError, SQLAlchemyError, OSError):
             await connection.invalidate()
         finally:
             await connection.close()
 
-    async def _is_usable(self, driver: Any) -> bool:
+    @property
+    def pool_size(self) -> int:
+        """How many connections the engine's pool holds at the most, as far as it says."""
+        return int(getattr(self.engine.pool, "size", lambda: POOL_SIZE)())
+
+    @property
+    def pool_in_use(self) -> int:
+        """How many of them are in use."""
+        return int(getattr(self.engine.pool, "checkedout", int)())
+
+    async def on_driver(self, work: Callable[[Any], Awaitable[T]], *, again: bool = False) -> T:
+        """Run ``work`` with a driver's connection; see :mod:`featurestore.storage.direct`."""
+        return await on_driver(self, work, again=again)
+
+    async def find_online(self, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
+        """Look up online rows in one round trip; see :meth:`Dialect.find_online`."""
+        return await on_driver(self, lambda driver: self.find_on(driver, lookups, keys), again=True)
+
+    async def find_on(self, driver: Any, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
+        """The same on a connection that is there, given up where the answer takes too long."""
+        seconds = self.limits.answer_seconds + len(keys) / 1_000
+        return await self.dialect.find_online(driver, lookups, keys, seconds)
+
+    async def is_usable(self, driver: Any) -> bool:
         """Whether a connection on which a call failed may be given to others."""
         alive = await self.dialect.is_alive(driver)
         return alive and not self.dialect.in_transaction(driver)
+
+    def turn_to_write(self) -> AbstractAsyncContextManager[None]:
+        """The only writer for as long as it is open, on a database that has one at a time."""
+        return nullcontext() if self._writer is None else self._writer
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
@@ -379,11 +419,11 @@ def _dialect(engine: AsyncEngine, owned: bool) -> Dialect:
         case ("postgresql", "asyncpg"):
             from featurestore.storage.postgresql import PostgreSQL
 
-            return PostgreSQL()
+            return PostgreSQL(engine.dialect)
         case ("sqlite", "aiosqlite"):
             from featurestore.storage.sqlite import SQLite
 
-            return SQLite(owned=owned)
+            return SQLite(engine.dialect, owned=owned)
         case (name, driver):
             raise DefinitionError(
                 f"An engine of {name}+{driver} is not supported; use postgresql+asyncpg or "

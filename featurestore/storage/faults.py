@@ -26,6 +26,7 @@ _PASSING = (
 _FULL = ("53100", "53400")
 _NO_ACCESS = ("3D000", "28")
 _LAYOUT = ("42703", "42P01", "22P03", "42804", "0A000")
+_STATEMENTS_LOST = ("26000", "42P05")  # of a name that is not there, or that another one has
 
 
 class LayoutChanged(StoreUnavailableError):
@@ -37,12 +38,20 @@ def translated(database: str) -> Iterator[None]:
     """Raise what the driver raises inside as featurestore's errors; ``database`` is for people."""
     try:
         yield
-    except (sa_exc.SQLAlchemyError, sqlite3.Error, OSError, ConnectionError) as error:
-        raise translate(error, database) from _root(error)
     except Exception as error:
-        if not type(error).__module__.startswith("asyncpg"):
+        known = translation(error, database)
+        if known is None:
             raise
-        raise translate(error, database) from error
+        raise known[0] from known[1]
+
+
+def translation(error: Exception, database: str) -> tuple[FeatureStoreError, BaseException] | None:
+    """The error to raise for a driver's ``error``, and its cause; None for what is no driver's."""
+    if isinstance(error, sa_exc.SQLAlchemyError | sqlite3.Error | OSError):
+        return translate(error, database), _root(error)
+    if type(error).__module__.startswith("asyncpg"):
+        return translate(error, database), error
+    return None
 
 
 def _root(error: BaseException) -> BaseException:
@@ -70,6 +79,13 @@ def translate(error: BaseException, database: str) -> FeatureStoreError:
         return LayoutChanged(
             f"A table in {database} is not as the registry has it: {said}. Run apply again, and "
             f"repeat the call."
+        )
+    if state in _STATEMENTS_LOST:
+        return FeatureStoreError(
+            f"{database} loses prepared statements: {said}. Is it behind a pooler that switches "
+            f"servers, as PgBouncer in transaction mode does? Then add "
+            f"prepared_statement_cache_size=0 to its URL, as in postgresql://…?"
+            f"prepared_statement_cache_size=0."
         )
     if state.startswith(_FULL):
         return StoreUnavailableError(
@@ -123,6 +139,32 @@ def _sqlite(error: sqlite3.Error, database: str) -> FeatureStoreError:
     if isinstance(error, sqlite3.IntegrityError):
         return SchemaMismatchError(f"{database} refused a row: {text}")
     return FeatureStoreError(f"{database} refused a statement: {text}")
+
+
+def copy_of(error: BaseException) -> BaseException:
+    """The same error for another caller; what is no error of ours is given as it is."""
+    if not isinstance(error, FeatureStoreError):
+        return error
+    copied = type(error).__new__(type(error), *error.args)
+    copied.args = error.args
+    copied.__dict__.update(error.__dict__)
+    copied.__cause__ = error.__cause__
+    return copied
+
+
+def is_undone(error: FeatureStoreError) -> bool:
+    """Whether the database itself has said that the statement failed: nothing of it was kept."""
+    cause = error.__cause__
+    if isinstance(cause, sqlite3.Error):
+        return True
+    # Connection errors (class 08) are asyncpg's own words for an answer that did not come.
+    state = getattr(cause, "sqlstate", None) or "08"
+    return not state.startswith("08")
+
+
+def lost_to_others(error: FeatureStoreError) -> bool:
+    """Whether the database has undone a transaction for the sake of another: deadlocks."""
+    return getattr(error.__cause__, "sqlstate", None) in ("40001", "40P01")
 
 
 def commit_unanswered(database: str) -> StoreUnavailableError:

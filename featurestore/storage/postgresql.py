@@ -13,21 +13,27 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
-from featurestore.storage import postgresql_copy, postgresql_wire, tables
-from featurestore.storage.dialect import Found, FoundRow, Lookups, Match, Types
-from featurestore.storage.tables import EVENT, SINGLE, newest_first
+from featurestore.storage import (
+    postgresql_copy,
+    postgresql_online,
+    postgresql_push,
+    postgresql_wire,
+)
+from featurestore.storage.dialect import Found, Lookups, Match, Types
+from featurestore.storage.postgresql_online import as_sent
+from featurestore.storage.tables import SINGLE, newest_first
 from featurestore.types import (
     ArrayType,
     Date,
     DecimalType,
     FeatureType,
-    Int64,
     Json,
     Timestamp,
 )
 
 if TYPE_CHECKING:
     from featurestore.storage.engine import Session
+    from featurestore.storage.push import Pushed, PushPlan, Rows
 
 T = TypeVar("T")
 
@@ -72,7 +78,10 @@ class PostgreSQL:
     failure_ends_transaction = True
     commit_seconds: float | None = COMMIT_SECONDS
 
-    async def prepare(self, session: Session) -> None:
+    def __init__(self, sql: sa.Dialect) -> None:
+        self._sql = sql
+
+    async def prepare(self, driver: Any) -> None:
         return None
 
     async def release(self, driver: Any) -> None:
@@ -122,6 +131,11 @@ class PostgreSQL:
         lock = sa.func.pg_advisory_xact_lock if exclusive else sa.func.pg_advisory_xact_lock_shared
         await session.execute(sa.select(sa.cast(lock(_VIEW_LOCK, view_id), sa.Text)))
 
+    async def lock_history(self, session: Session, history: sa.Table) -> None:
+        # A push that is under way ends first; one that comes waits before it has a snapshot.
+        table = _quoted(session, history)
+        await session.execute(sa.text(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+
     async def lock_name(self, session: Session, name: str) -> None:
         lock = sa.func.pg_advisory_xact_lock(sa.func.hashtextextended(name, 0))
         await session.execute(sa.select(sa.cast(lock, sa.Text)))
@@ -140,8 +154,7 @@ class PostgreSQL:
             # Two first loads that both wait to make the index would deadlock: one at a time, from
             # before its rows. Whoever waited finds the index made.
             assert index.table is not None
-            table = _quoted(session, index.table)
-            await session.execute(sa.text(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+            await self.lock_history(session, index.table)
             now, lacking = (await session.execute(query)).one()
         return now, bool(lacking)
 
@@ -182,7 +195,9 @@ class PostgreSQL:
         self, session: Session, sql: str, values: Sequence[Any], size: int
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         async with postgresql_wire.calling(session.driver):
-            cursor = await session.driver.cursor(sql, *values)
+            # Not the driver's own cursor(), which names a statement even where none is to be kept.
+            statement = await session.driver.prepare(sql)
+            cursor = await statement.cursor(*values)
         while True:
             async with postgresql_wire.calling(session.driver):
                 chunk = await cursor.fetch(size)
@@ -248,7 +263,7 @@ class PostgreSQL:
         values = [rows.column(key).to_pylist() for key in keys]
         arrays = [
             sa.cast(
-                sa.bindparam(None, _as_sent(kind, column), type_=pg.ARRAY(passed), unique=True),
+                sa.bindparam(None, as_sent(kind, column), type_=pg.ARRAY(passed), unique=True),
                 pg.ARRAY(passed),
             )
             for kind, column in zip(keys.values(), values, strict=True)
@@ -267,77 +282,28 @@ class PostgreSQL:
         return sa.Text() if kind in (Date, Timestamp) else self.column_type(kind)
 
     async def find_online(
-        self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
+        self,
+        driver: Any,
+        lookups: Lookups,
+        keys: Sequence[Sequence[Any]],
+        seconds: float | None = None,
     ) -> Found:
-        kinds = lookups.key_types or (Int64,)
-        if "sql" not in lookups.cache:
-            arrays = {f"k{index}": index for index in range(len(kinds))}
-            query = _online_query(self, lookups).prefix_with(tables.revision_mark(lookups.revision))
-            lookups.cache["sql"], lookups.cache["values"] = session.compile(query, arrays)
-        columns = list(zip(*keys, strict=True)) if lookups.key_types else [[0] * len(keys)]
-        arrays_sent = [_as_sent(kind, column) for kind, column in zip(kinds, columns, strict=True)]
-        # Where the statement takes an array its number was bound; the rest are constants.
-        values = [
-            arrays_sent[value] if isinstance(value, int) else value
-            for value in lookups.cache["values"]
-        ]
-        records = await self.rows(session, lookups.cache["sql"], values)
-        found: list[list[FoundRow | None]] = []
-        start = 1
-        for lookup in lookups.lookups:
-            end = start + 2 + len(lookup.features)
-            found.append([_found(record[start:end]) for record in records])
-            start = end
-        return (records[0][0] or 0 if records else 0), found
+        return await postgresql_online.find(driver, self._sql, self, lookups, keys, seconds)
+
+    async def push(
+        self,
+        driver: Any,
+        plan: PushPlan,
+        callers: Sequence[Rows],
+        *,
+        due: bool,
+        begun: bool,
+    ) -> Pushed:
+        return await postgresql_push.push(self, self._sql, driver, plan, callers, due=due)
 
     def upsert(self, table: sa.Table) -> Any:
         return pg.insert(table)
 
 
-def _online_query(dialect: PostgreSQL, lookups: Lookups) -> sa.Select[Any]:
-    """All views in one statement: keys unnested in order, each online table left-joined."""
-    # A read of global views only has no keys: zeros stand for its rows.
-    types = lookups.key_types or (Int64,)
-    arrays = []
-    for index, kind in enumerate(types):
-        arrays.append(sa.cast(sa.bindparam(f"k{index}"), pg.ARRAY(dialect.passed(kind))))
-    names = [f"k{index}" for index in range(len(types))]
-    rows = (
-        sa.func.unnest(*arrays)
-        .table_valued(*names, with_ordinality="position", name="r")
-        .render_derived()
-    )
-    project = tables.project
-    revision = sa.select(project.c.revision).where(project.c.name == lookups.project)
-    columns: list[Any] = [revision.scalar_subquery()]
-    joined: Any = rows
-    for lookup in lookups.lookups:
-        table = lookup.table.alias()
-        keys = [
-            table.c[key] == sa.cast(rows.c[f"k{i}"], dialect.column_type(types[i]))
-            for key, i in lookup.keys
-        ]
-        joined = joined.outerjoin(table, sa.and_(sa.true(), *keys))
-        now = sa.func.statement_timestamp()
-        event = table.c[EVENT]
-        fresh = sa.true() if lookup.ttl is None else dialect.within(event, now, lookup.ttl)
-        columns += [table.c[EVENT], fresh]
-        columns += [dialect.read(kind, table.c[name]) for name, kind in lookup.features]
-    labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]
-    return sa.select(*labelled).select_from(joined).order_by(rows.c.position)
-
-
 def _quoted(session: Session, table: sa.Table) -> str:
     return session.connection.dialect.identifier_preparer.format_table(table)
-
-
-def _as_sent(kind: FeatureType, values: Sequence[Any]) -> Sequence[Any]:
-    """Keys as they are sent: dates and timestamps as text, see :meth:`PostgreSQL.bind`."""
-    if kind not in (Date, Timestamp):
-        return values
-    return [None if value is None else value.isoformat() for value in values]
-
-
-def _found(values: Sequence[Any]) -> FoundRow | None:
-    event_time, fresh, *features = values
-    return None if event_time is None else FoundRow(event_time, fresh, features)

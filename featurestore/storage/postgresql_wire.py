@@ -15,8 +15,16 @@ from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
+import sqlalchemy as sa
 
-from featurestore.storage.waiting import bring_to_end, opened, stoppable, uninterrupted
+from featurestore.errors import DefinitionError
+from featurestore.storage.waiting import (
+    STOP_SECONDS,
+    bring_to_end,
+    opened,
+    stoppable,
+    uninterrupted,
+)
 
 T = TypeVar("T")
 
@@ -33,6 +41,30 @@ _KEEPALIVE = {
     "TCP_KEEPCNT": 3,
     "TCP_USER_TIMEOUT": 60_000,
 }
+
+
+_KEPT_STATEMENTS = ("statement_cache_size", "prepared_statement_cache_size")
+"""How many prepared statements a connection keeps, in asyncpg's words and in SQLAlchemy's."""
+
+
+def statement_options(url: sa.URL) -> dict[str, int]:
+    """What a URL says of prepared statements, as options to connect with.
+
+    Zero for either of the two caches is zero for both: no statement is kept at the server then,
+    and each is sent whole, as poolers need it that switch servers between transactions.
+    """
+    sizes = {name: _size(name, url) for name in _KEPT_STATEMENTS if name in url.query}
+    return dict.fromkeys(_KEPT_STATEMENTS, 0) if 0 in sizes.values() else sizes
+
+
+def _size(name: str, url: sa.URL) -> int:
+    value = url.query[name]
+    if not isinstance(value, str) or not value.isascii() or not value.isdecimal():
+        raise DefinitionError(
+            f"{name}={value} in the database URL is no number of statements; to work behind "
+            f"PgBouncer in transaction mode it is {name}=0."
+        )
+    return int(value)
 
 
 async def open_connection(*arguments: Any, **options: Any) -> asyncpg.Connection:
@@ -76,17 +108,24 @@ async def _cancel(driver: Any) -> None:
 
 
 @asynccontextmanager
-async def calling(driver: Any) -> AsyncIterator[None]:
+async def calling(driver: Any, *, patience: float = STOP_SECONDS) -> AsyncIterator[None]:
     """Around a call of asyncpg's own, which asks the server to cancel it where its caller is
-    cancelled: the server's answer is waited for, and a connection without one terminated."""
+    cancelled: the server's answer is waited for, and a connection without one terminated after
+    ``patience`` seconds."""
     try:
         yield
     except asyncio.CancelledError:
-        # asyncpg asks once. Where that comes before the statement does, nothing is cancelled.
-        answer = driver.execute("SELECT 1")
-        stopped = bring_to_end(answer, partial(_cancel, driver), driver.terminate)
-        await uninterrupted(stopped, seconds=None)
+        await stop(driver, patience)
         raise
+
+
+async def stop(driver: Any, patience: float = STOP_SECONDS) -> None:
+    """Wait until a call that was cancelled has ended at the server, or the connection has."""
+    # asyncpg asks once. Where that comes before the statement does, nothing is cancelled.
+    answer = driver.execute("SELECT 1")
+    cancel = partial(_cancel, driver)
+    stopped = bring_to_end(answer, cancel, driver.terminate, seconds=patience)
+    await uninterrupted(stopped, seconds=None)
 
 
 async def copy(

@@ -8,6 +8,7 @@ is its row number, so loads append, and undoing one is a range delete.
 from __future__ import annotations
 
 import datetime as dt
+import math
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.dialects import sqlite
 
-from featurestore.storage.dialect import Found, FoundRow, Lookup, Lookups, Match, Types
+from featurestore.storage import sqlite_push
+from featurestore.storage.dialect import Found, Lookup, Lookups, Match, Types, compiled
 from featurestore.storage.rule import keys_written, settle_conflict
 from featurestore.storage.sqlite_values import arrow, decode, encode, physical
 from featurestore.storage.sqlite_wire import BUSY_MILLISECONDS, interrupt, patiently, run
@@ -33,17 +35,27 @@ from featurestore.storage.tables import (
 from featurestore.storage.waiting import stoppable
 from featurestore.types import (
     ArrayType,
+    Bytes,
     DecimalType,
     FeatureType,
+    Float32,
+    Float64,
     Int32,
+    Int64,
+    Json,
+    String,
     from_micros,
     micros,
 )
 
 if TYPE_CHECKING:
     from featurestore.storage.engine import Session
+    from featurestore.storage.push import Pushed, PushPlan, Rows
 
 T = TypeVar("T")
+
+_AS_KEPT = (Int32, Int64, Float32, Float64, String, Bytes, Json)
+"""Types whose values come from SQLite as they are asked for; Json as its text."""
 
 TEMPORARY_KIB = 32 * 1024
 """Memory for temporary tables, the entity rows of a training set say; more go into a file."""
@@ -78,17 +90,18 @@ class SQLite:
     failure_ends_transaction = False
     commit_seconds: float | None = None
 
-    def __init__(self, *, owned: bool) -> None:
+    def __init__(self, sql: sa.Dialect, *, owned: bool) -> None:
+        self._sql = sql
         self._owned = owned
         self._prepared: WeakSet[Any] = WeakSet()
         self._borrowed: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
 
-    async def prepare(self, session: Session) -> None:
-        if session.driver in self._prepared:
+    async def prepare(self, driver: Any) -> None:
+        if driver in self._prepared:
             return
 
         def settle(raw: sqlite3.Connection) -> None:
-            self._borrowed[session.driver] = raw.isolation_level
+            self._borrowed[driver] = raw.isolation_level
             # The default mode of sqlite3 begins and commits by itself in some statements.
             raw.isolation_level = None
             raw.execute(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
@@ -100,9 +113,9 @@ class SQLite:
                 raw.execute("PRAGMA temp_store=FILE")
                 raw.execute(f"PRAGMA temp.cache_size=-{TEMPORARY_KIB}")
 
-        await patiently(lambda: run(session.driver, settle))
+        await patiently(lambda: run(driver, settle))
         if self._owned:
-            self._prepared.add(session.driver)
+            self._prepared.add(driver)
 
     async def release(self, driver: Any) -> None:
         level = self._borrowed.get(driver, "")
@@ -144,6 +157,9 @@ class SQLite:
 
     async def lock_view(self, session: Session, view_id: int, *, exclusive: bool) -> None:
         return None  # BEGIN IMMEDIATE keeps all other writers out
+
+    async def lock_history(self, session: Session, history: sa.Table) -> None:
+        return None
 
     async def lock_name(self, session: Session, name: str) -> None:
         return None
@@ -246,21 +262,29 @@ class SQLite:
         return keys_written(history, list(keys), arrivals[0].as_py(), arrivals[-1].as_py())
 
     async def find_online(
-        self, session: Session, lookups: Lookups, keys: Sequence[Sequence[Any]]
+        self,
+        driver: Any,
+        lookups: Lookups,
+        keys: Sequence[Sequence[Any]],
+        seconds: float | None = None,
     ) -> Found:
-        if "sql" not in lookups.cache:
-            queries = [_online_query(lookup) for lookup in lookups.lookups]
-            lookups.cache["sql"] = [session.text(query) for query in queries]
+        if "queries" not in lookups.cache:
+            queries = [_online_query(one) for one in lookups.lookups]
             revision = sa.select(project.c.revision).where(project.c.name == lookups.project)
-            lookups.cache["revision"] = session.compile(revision)
-        encoded = [
-            tuple(
-                None if value is None else encode(kind, value)
-                for kind, value in zip(lookups.key_types, row, strict=True)
-            )
-            for row in keys
-        ]
-        return await run(session.driver, lambda raw: _find(raw, lookups, encoded))
+            lookups.cache["revision"] = compiled(revision, self._sql)
+            lookups.cache["queries"] = [str(query.compile(dialect=self._sql)) for query in queries]
+        return await run(driver, lambda raw: _find(raw, lookups, keys))
+
+    async def push(
+        self,
+        driver: Any,
+        plan: PushPlan,
+        callers: Sequence[Rows],
+        *,
+        due: bool,
+        begun: bool,
+    ) -> Pushed:
+        return await sqlite_push.push(self, self._sql, driver, plan, callers, begun=begun)
 
     def upsert(self, table: sa.Table) -> Any:
         return sqlite.insert(table)
@@ -320,7 +344,7 @@ def _online_query(lookup: Lookup) -> sa.Select[Any]:
     return sa.select(*columns).where(*keys)
 
 
-def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[tuple[Any, ...]]) -> Found:
+def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
     """One statement per view and key, all in one transaction: without a network that is
     faster than one large statement, and reads one state as well."""
     alone = not raw.in_transaction
@@ -328,34 +352,57 @@ def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[tuple[Any, .
         raw.execute("BEGIN")
     try:
         sql, values = lookups.cache["revision"]
-        revision = raw.execute(sql, values).fetchone()
+        found = raw.execute(sql, values).fetchone()
+        revision = found[0] if found else 0
         now = micros(dt.datetime.now(dt.UTC))
-        found = [
-            _find_rows(raw, statement, lookup, keys, now)
-            for statement, lookup in zip(lookups.cache["sql"], lookups.lookups, strict=True)
+        encoded = [
+            values
+            if kind in (Int32, Int64)
+            else [v if v is None else encode(kind, v) for v in values]
+            for kind, values in zip(lookups.key_types, zip(*keys, strict=True), strict=True)
+        ]
+        parts = [
+            _find_rows(raw, statement, lookup, encoded, len(keys), now)
+            for statement, lookup in zip(lookups.cache["queries"], lookups.lookups, strict=True)
         ]
     finally:
         if alone:
             raw.execute("ROLLBACK")
-    return (revision[0] if revision else 0), found
+    if len(parts) == 1:
+        return revision, [(revision, *row) for row in parts[0]]
+    return revision, [
+        (revision, *(value for row in rows for value in row)) for rows in zip(*parts, strict=True)
+    ]
 
 
 def _find_rows(
     raw: sqlite3.Connection,
     sql: str,
     lookup: Lookup,
-    keys: Sequence[tuple[Any, ...]],
+    columns: Sequence[Sequence[Any]],
+    count: int,
     now: int,
-) -> list[FoundRow | None]:
-    oldest = None if lookup.ttl is None else now - lookup.ttl // dt.timedelta(microseconds=1)
-    known: dict[tuple[Any, ...], FoundRow | None] = {}
-    rows = []
-    for row in keys:
-        key = tuple(row[position] for _, position in lookup.keys)
-        if key not in known:
-            found = raw.execute(sql, key).fetchone()
-            known[key] = found and FoundRow(
-                from_micros(found[0]), oldest is None or found[0] >= oldest, found[1:]
-            )
-        rows.append(known[key])
+) -> list[Sequence[Any]]:
+    """For each row of keys the event time, whether it is within the ttl, and the features."""
+    oldest = -math.inf if lookup.ttl is None else now - lookup.ttl // dt.timedelta(microseconds=1)
+    nothing = (None,) * (2 + len(lookup.features))
+    decoders = [
+        (index, kind)
+        for index, (_, kind) in enumerate(lookup.features, start=1)
+        if kind not in _AS_KEPT
+    ]
+    wanted = [columns[position] for _, position in lookup.keys]
+    keys = zip(*wanted, strict=True) if wanted else [()] * count
+    rows: list[Sequence[Any]] = []
+    for key in keys:
+        row = raw.execute(sql, key).fetchone()
+        if row is None:
+            rows.append(nothing)
+            continue
+        if decoders:
+            row = list(row)
+            for index, kind in decoders:
+                if row[index] is not None:
+                    row[index] = decode(kind, row[index])
+        rows.append((from_micros(row[0]), row[0] >= oldest, *row[1:]))
     return rows

@@ -131,8 +131,13 @@ def _table(inspector: sa.Inspector, name: str) -> dict[str, Any]:
         "primary key": inspector.get_pk_constraint(name),
         "foreign keys": _by_name(inspector.get_foreign_keys(name)),
         "unique": _by_name(inspector.get_unique_constraints(name)),
-        "indexes": _by_name(inspector.get_indexes(name)),
+        "indexes": _by_name([_index(index) for index in inspector.get_indexes(name)]),
     }
+
+
+def _index(index: Any) -> dict[str, Any]:
+    options = index.get("dialect_options", {})
+    return {**index, "dialect_options": {name: str(value) for name, value in options.items()}}
 
 
 def _by_name(constraints: list[Any]) -> list[Any]:
