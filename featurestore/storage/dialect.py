@@ -104,6 +104,12 @@ class Dialect(Protocol):
     def is_closed(self, driver: Any) -> bool:
         """Whether a connection is gone, as far as is known without asking."""
 
+    async def interrupt(self, driver: Any) -> None:
+        """Ask for the end of what a connection runs; it need not run anything."""
+
+    def terminate(self, driver: Any) -> None:
+        """End a connection that does not answer."""
+
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         """Await a call of SQLAlchemy's; a caller that is cancelled stops its statement first."""
 
@@ -203,12 +209,10 @@ class Dialect(Protocol):
         driver: Any,
         lookups: Lookups,
         keys: Sequence[Sequence[Any]],
-        seconds: float | None = None,
     ) -> Found:
         """Look up online rows for rows of keys, all as of one moment, in one round trip.
 
-        Where the answer takes longer than ``seconds`` the connection is given up, and
-        :class:`TimeoutError` raised. A caller that is cancelled stops its statement first.
+        A caller that is cancelled stops its statement first.
         """
 
     async def push(

@@ -32,6 +32,7 @@ from featurestore.storage.faults import commit_unanswered, translated
 from featurestore.storage.limits import Limits
 from featurestore.storage.pool import Pool
 from featurestore.storage.waiting import FINISH_SECONDS, answered, opened, uninterrupted
+from featurestore.storage.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect, Found, Lookups, Types
@@ -264,6 +265,7 @@ class Database:
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
         self.dialect = _dialect(self.engine, self.owned)
         self.closed = False
+        self._watchdog = Watchdog(self.dialect.interrupt, self.dialect.terminate)
         self.label = label_of(self.engine.url)
         # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
         self._writer = asyncio.Lock() if self.dialect.single_writer else None
@@ -275,6 +277,7 @@ class Database:
         """
         if self.owned:
             self.closed = True
+            self._watchdog.close()
             await uninterrupted(self.engine.dispose())
 
     @asynccontextmanager
@@ -340,7 +343,21 @@ class Database:
     async def find_on(self, driver: Any, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
         """The same on a connection that is there, given up where the answer takes too long."""
         seconds = self.limits.answer_seconds + len(keys) / 1_000
-        return await self.dialect.find_online(driver, lookups, keys, seconds)
+        self._watchdog.begin(driver, seconds)
+        try:
+            found = await self.dialect.find_online(driver, lookups, keys)
+        except Exception as error:
+            if not self._watchdog.end(driver):
+                raise
+            raise StoreUnavailableError(
+                f"{self.label} gave no answer to a read within {seconds:g} seconds. Trying again "
+                f"may help."
+            ) from error
+        except BaseException:
+            self._watchdog.end(driver)
+            raise
+        self._watchdog.end(driver)
+        return found
 
     async def is_usable(self, driver: Any) -> bool:
         """Whether a connection on which a call failed may be given to others."""

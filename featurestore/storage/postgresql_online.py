@@ -63,7 +63,6 @@ async def find(
     dialect: PostgreSQL,
     lookups: Lookups,
     keys: Sequence[Sequence[Any]],
-    seconds: float | None,
 ) -> Found:
     """See :meth:`Dialect.find_online`."""
     cache = lookups.cache
@@ -81,35 +80,24 @@ async def find(
     sent = _sent(lookups.key_types, keys)
     try:
         if len(keys) > APART_ROWS and len(lookups.lookups) > 1 and not driver.is_in_transaction():
-            rows = await _apart(driver, cache["each"], sent, seconds)
+            rows = await _apart(driver, cache["each"], sent)
         else:
             values = statement.values([column[0] for column in sent] if alone else sent)
-            rows = await _fetch(driver, dialect, statement.sql, values, seconds)
+            rows = await driver.fetch(statement.sql, *values)
     except asyncio.CancelledError:
         await postgresql_wire.stop(driver)
-        raise
-    except TimeoutError:
-        driver.terminate()  # it was asked to stop already, and may never answer
         raise
     return (rows[0][0] or 0 if rows else 0), rows
 
 
-async def _fetch(
-    driver: Any, dialect: PostgreSQL, sql: str, values: Sequence[Any], seconds: float | None
-) -> Sequence[Sequence[Any]]:
-    found: Sequence[Sequence[Any]] = await driver.fetch(sql, *values, timeout=seconds)
-    return found
-
-
 async def _apart(
-    driver: Any, statements: Sequence[_Statement], sent: Sequence[Any], seconds: float | None
+    driver: Any, statements: Sequence[_Statement], sent: Sequence[Any]
 ) -> Sequence[Sequence[Any]]:
     """Each view by its own statement, all of one snapshot."""
     parts = []
-    async with asyncio.timeout(seconds):
-        async with driver.transaction(isolation="repeatable_read", readonly=True):
-            for statement in statements:
-                parts.append(await driver.fetch(statement.sql, *statement.values(sent)))  # noqa: PERF401
+    async with driver.transaction(isolation="repeatable_read", readonly=True):
+        for statement in statements:
+            parts.append(await driver.fetch(statement.sql, *statement.values(sent)))  # noqa: PERF401
     return await asyncio.to_thread(_beside, parts)
 
 
