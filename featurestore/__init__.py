@@ -31,17 +31,20 @@ from featurestore.errors import (
 from featurestore.ingest.progress import Progress
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import (
+    GatherStats,
     IngestReport,
     Load,
     LoadReport,
     MaterializeReport,
     PushReport,
     QuarantinedRow,
+    StoreStats,
     StreamReport,
     UndoReport,
 )
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features
+from featurestore.storage.limits import Limits
 from featurestore.storage.planning import Change, Plan
 from featurestore.store import FeatureStore, Transaction
 from featurestore.training.training_set import TrainingSet
@@ -83,12 +86,14 @@ __all__ = [
     "Field",
     "Float32",
     "Float64",
+    "GatherStats",
     "IngestReport",
     "Int32",
     "Int64",
     "InvalidRow",
     "InvalidRowsError",
     "Json",
+    "Limits",
     "Load",
     "LoadReport",
     "MaterializeReport",
@@ -104,6 +109,7 @@ __all__ = [
     "SchemaMismatchError",
     "SourceError",
     "Status",
+    "StoreStats",
     "StoreUnavailableError",
     "StreamReport",
     "String",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy.util import greenlet_spawn
 
+from featurestore.errors import FeatureStoreError
 from featurestore.storage.faults import translation
 from featurestore.storage.pool import Pool
 from featurestore.storage.waiting import uninterrupted
@@ -46,9 +47,11 @@ async def on_driver(
             await database.dialect.prepare(driver)
             result = await work(driver)
         except Exception as error:
-            lost = database.dialect.is_closed(driver) and not isinstance(error, TimeoutError)
+            # An error of ours says that the connection was given up, not lost.
+            again = again and not isinstance(error, FeatureStoreError)
+            again = again and database.dialect.is_closed(driver)
             await uninterrupted(_given_back(database, pool, record))
-            if lost and again:
+            if again:
                 again = False
                 continue
             known = translation(error, database.label)

@@ -155,6 +155,8 @@ class Proxy:
         self._connections.add(connection)
         try:
             await connection.run()
+        except asyncio.CancelledError:
+            pass  # with the proxy; the server of asyncio that called this would report it
         finally:
             self._connections.discard(connection)
             connection.cut()
