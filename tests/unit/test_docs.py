@@ -303,6 +303,11 @@ def test_the_table_of_types_is_the_one_of_the_code():
     named = {f"fs.{name}": (arrow, sql) for name, arrow, sql in rows}
     expected = {}
     for kind in TYPES:
-        sql = PostgreSQL().column_type(kind).compile(dialect=postgresql.dialect()).lower()
+        sql = (
+            PostgreSQL(postgresql.dialect())
+            .column_type(kind)
+            .compile(dialect=postgresql.dialect())
+            .lower()
+        )
         expected[repr(kind)] = (str(kind.arrow), sql)
     assert named == expected
