@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,11 +23,12 @@ from featurestore.definitions import (
     check_name,
 )
 from featurestore.errors import DefinitionError
+from featurestore.online.cache import LIVE, Cache, CachedRows
 from featurestore.online.gather import Reads
 from featurestore.online.keys import Key
 from featurestore.online.plan import OnlinePlan
+from featurestore.online.shape import FoundRow
 from featurestore.reports import (
-    GatherStats,
     Load,
     MaterializeReport,
     QuarantinedRow,
@@ -38,6 +40,7 @@ from featurestore.storage import ledger, migrations, schema, upkeep
 from featurestore.storage.dialect import Found
 from featurestore.storage.engine import DEFAULT_LIMITS, Database
 from featurestore.storage.limits import Limits
+from featurestore.storage.notices import Listener, channel_of, tell_of_apply
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
 from featurestore.storage.waiting import uninterrupted
@@ -50,7 +53,8 @@ class FeatureStore(Calls):
     ``FEATURESTORE_URL``, else SQLite in ``featurestore.db`` of the working folder. An ``engine``
     given instead is borrowed: it is used and never disposed. Projects share a database and
     nothing else. A row whose event time is at most ``clock_skew`` ahead of the database's clock
-    counts as now. ``limits`` bound how long callers wait, and how many. Making a store does no
+    counts as now. ``limits`` bound how long callers wait, and how many. With a ``cache`` online
+    reads may be answered by what was read before, as far as it allows. Making a store does no
     I/O.
 
     Example::
@@ -69,6 +73,7 @@ class FeatureStore(Calls):
         project: str = "default",
         clock_skew: dt.timedelta = dt.timedelta(seconds=60),
         limits: Limits = DEFAULT_LIMITS,
+        cache: Cache | None = None,
     ) -> None:
         if not isinstance(clock_skew, dt.timedelta) or clock_skew < dt.timedelta(0):
             raise DefinitionError("clock_skew must be a timedelta of zero or more.")
@@ -76,6 +81,20 @@ class FeatureStore(Calls):
         self._database = Database(url, engine, limits)
         self._reads = Reads(self._database)
         super().__init__(StoreContext(self._database, project, clock_skew))
+        self._domain = (self._database.engine.dialect.name, project)
+        self._context.on_written = partial(LIVE.changed, self._domain)
+        self._cache: CachedRows | None = None
+        if cache is not None:
+            self._use(cache)
+
+    def _use(self, cache: Cache) -> None:
+        if not isinstance(cache, Cache):
+            raise DefinitionError(f"cache={cache!r}: it is a featurestore.Cache, or None.")
+        self._cache = rows = CachedRows(cache)
+        self._listener = Listener(
+            self._database, channel_of(self.project), rows.changed, rows.forget_notifying
+        )
+        LIVE.add(self._domain, rows)
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,7 +109,12 @@ class FeatureStore(Calls):
 
     async def close(self) -> None:
         """Close the connections of an engine that the store has made, once the reads that wait
-        have their answers."""
+        have their answers, and pushes that were sent theirs; those that wait still are told."""
+        if self._cache is not None:
+            LIVE.remove(self._domain, self._cache)
+            self._cache.close()
+            await uninterrupted(self._listener.close())
+        await uninterrupted(self._pushes.close(), seconds=None)
         await uninterrupted(self._reads.close())
         await self._database.close()
 
@@ -103,10 +127,19 @@ class FeatureStore(Calls):
     def stats(self) -> StoreStats:
         """What the store does at this moment, and has done since it was made."""
         pool = (self._database.pool_size, self._database.pool_in_use)
-        return StoreStats(self._reads.stats(), GatherStats(), *pool)
+        cache = None if self._cache is None else self._cache.stats()
+        return StoreStats(self._reads.stats(), self._pushes.stats(), *pool, cache=cache)
 
-    async def _find(self, plan: OnlinePlan, keys: Sequence[Key]) -> Found:
-        return await self._reads.find(plan.lane, plan.lookups, keys)
+    def _cached(self, plan: OnlinePlan, keys: Sequence[Key]) -> Sequence[FoundRow] | None:
+        return None if self._cache is None else self._cache.look(plan.shelf, keys)
+
+    def _find(self, plan: OnlinePlan, keys: Sequence[Key]) -> Awaitable[Found]:
+        if self._cache is None:
+            return self._reads.find(plan.lane, plan.lookups, keys)
+        if plan.shelf.notifies:
+            self._listener.start()
+        read = partial(self._reads.find, plan.lane, plan.lookups)
+        return self._cache.find(plan.shelf, keys, read)
 
     def __repr__(self) -> str:
         return f"<FeatureStore {self._database.label} project={self.project!r}>"
@@ -136,12 +169,17 @@ class FeatureStore(Calls):
         and narrowing types lose data: they need ``allow={"drop"}`` and ``allow={"narrow"}``.
         """
         definitions = _listed(definitions)
-        async with self._context.transaction() as session:
-            if await migrations.database_revision(session) is None:
-                await migrations.migrate_session(session)
-            plan = await schema.apply_changes(
-                session, self.project, definitions, allow, self._context.skew
-            )
+        try:
+            async with self._context.transaction() as session:
+                if await migrations.database_revision(session) is None:
+                    await migrations.migrate_session(session)
+                plan = await schema.apply_changes(
+                    session, self.project, definitions, allow, self._context.skew
+                )
+                if plan.changes:
+                    await tell_of_apply(session, self.project)
+        finally:
+            LIVE.changed(self._domain, None)
         self._context.forget()
         return plan
 
@@ -252,12 +290,17 @@ class FeatureStore(Calls):
     async def transaction(self) -> AsyncIterator[Transaction]:
         """``async with store.transaction() as tx``: pushes, loads and reads that see them, which
         all commit at the end or, on any error, fail as one."""
-        async with self._context.transaction() as session:
-            inner = TransactionContext(session, self.project, self._context.skew)
-            try:
-                yield Transaction(inner)
-            finally:
-                await uninterrupted(inner.close())
+        written: set[str] = set()
+        try:
+            async with self._context.transaction() as session:
+                inner = TransactionContext(session, self.project, self._context.skew, written.add)
+                try:
+                    yield Transaction(inner)
+                finally:
+                    await uninterrupted(inner.close())
+        finally:
+            for view in written:
+                self._context.on_written(view, None)
 
 
 class Transaction(Calls):

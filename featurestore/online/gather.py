@@ -109,11 +109,11 @@ class _Batch:
     def answer(self, found: Found) -> None:
         """Give each caller its rows."""
         self._task = None
-        revision, rows = found
         places = self._places
         for request in self.requests:
             if not request.answer.done():
-                request.answer.set_result((revision, [rows[places[key]] for key in request.keys]))
+                rows = None if found is None else [found[places[key]] for key in request.keys]
+                request.answer.set_result(rows)
 
     def end(self) -> None:
         """Cancel those that have no answer."""
@@ -142,7 +142,8 @@ class Reads:
         self._sizes = [0] * (len(BATCH_SIZES) + 1)
 
     def find(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Awaitable[Found]:
-        """The registry's revision, and the row found for each of ``keys``, in their order.
+        """The row found for each of ``keys``, in their order; None where the registry is at another
+        revision.
 
         Raises :class:`OverloadedError` where too many wait, or one has waited too long.
         """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from featurestore.definitions import FeatureSelection, FeatureService, FeatureView
 from featurestore.errors import DefinitionError
+from featurestore.online.cache import Shelf
 from featurestore.online.gather import Lane
 from featurestore.online.shape import Shape
 from featurestore.selection import Features, Request, resolve
@@ -21,10 +22,12 @@ PLANS = 256
 @dataclass(frozen=True, slots=True)
 class OnlinePlan:
     """What to look up for a request, with the statements that were compiled for it, how the rows
-    that are found become vectors, and the callers that wait for theirs."""
+    that are found become vectors, where a cache keeps them, and the callers that wait for theirs.
+    """
 
     lookups: Lookups
     shape: Shape
+    shelf: Shelf
     lane: Lane = field(default_factory=Lane)
 
 
@@ -48,7 +51,7 @@ class OnlinePlans:
             self._plans.move_to_end(key)
             return known
         request = resolve(features, catalog, full_feature_names=full_feature_names)
-        plan = OnlinePlan(_lookups(request, catalog.project), Shape(request))
+        plan = OnlinePlan(_lookups(request, catalog.project), Shape(request), Shelf(request))
         self._plans[key] = plan
         if len(self._plans) > PLANS:
             self._plans.popitem(last=False)

@@ -1,7 +1,6 @@
 """From the rows that a database found to feature vectors.
 
-A *found row* is flat: the registry's revision, then for each view its event time (None where
-there is no row), whether that is within the ttl, and its features. Most callers read a vector
+A *found row* is flat: see :data:`featurestore.storage.dialect.Found`. Most callers read a vector
 once, as a dict, so the rest of an answer is worked out when it is asked for.
 """
 
@@ -20,6 +19,8 @@ from featurestore.types import ArrayType, FeatureType, Json
 
 FoundRow = Sequence[Any]
 Finish = Callable[[Any], Any]
+_Output = tuple[str, int, int, int, Finish | None]
+"""Its name; where its view's time, what says that it is fresh, and its value stand; see _finish."""
 
 
 class Shape:
@@ -30,22 +31,29 @@ class Shape:
         self.feature_types = {output.name: output.type for output in request.outputs}
         self.key_names = tuple(self.key_types)
         self.names = (*self.key_names, *self.feature_types)
-        starts, start = [], 1
+        places: list[tuple[int, int]] = []  # of the event time, and of what says that it is fresh
+        firsts: list[int] = []  # of the features
+        at = 1
         for join in request.joins:
-            starts.append(start)
-            start += 2 + len(join.features)
-        self.views = [(join.name, at) for join, at in zip(request.joins, starts, strict=True)]
-        self.outputs: list[tuple[str, int, int, Finish | None]] = [
+            has_ttl = join.view.ttl is not None
+            # A row is as fresh as it is there where nothing says more: no time is False.
+            places.append((at, at + has_ttl))
+            firsts.append(at + 1 + has_ttl)
+            at = firsts[-1] + len(join.features)
+        self.views = [(join.name, at) for join, (at, _) in zip(request.joins, places, strict=True)]
+        self.outputs: list[_Output] = [
             (
                 output.name,
-                starts[output.join],
-                starts[output.join] + 2 + output.position,
+                *places[output.join],
+                firsts[output.join] + output.position,
                 _finish(output.type),
             )
             for output in request.outputs
         ]
         # The outputs of a single view are its columns, in their order.
-        self._as_found = len(starts) == 1 and all(out[3] is None for out in self.outputs)
+        plain = all(output[-1] is None for output in self.outputs)
+        self._as_found = firsts[0] if len(firsts) == 1 and plain else 0
+        self._fresh = places[0][1]
         self._nothing = (None,) * len(self.outputs)
         names = list(self.key_types)
         limit = INTEGERS.get(self.key_types[names[0]]) if len(names) == 1 else None
@@ -65,21 +73,36 @@ class Shape:
     def vector(self, row: FoundRow) -> Sequence[Any]:
         """The values of one row, in the order of the outputs."""
         if self._as_found:
-            return row[3:] if row[1] is not None and row[2] else self._nothing
+            return row[self._as_found :] if row[self._fresh] else self._nothing
         return [
             None
-            if row[start] is None or not row[start + 1] or (value := row[at]) is None
+            if not row[fresh] or (value := row[at]) is None
             else (value if finish is None else finish(value))
-            for _, start, at, finish in self.outputs
+            for _, _, fresh, at, finish in self.outputs
+        ]
+
+    def dicts(self, keys: Sequence[Key], rows: Sequence[Any]) -> list[dict[str, Any]]:
+        """For each row its keys and values, by name."""
+        names, first, fresh, nothing = self.names, self._as_found, self._fresh, self._nothing
+        if not first:
+            vector = self.vector
+            return [
+                dict(zip(names, (*key, *vector(row)), strict=True))
+                for key, row in zip(keys, rows, strict=True)
+            ]
+        # All names have their values: checking that would be a fifth of the time.
+        return [
+            dict(zip(names, key + (row[first:] if row[fresh] else nothing)))  # noqa: B905
+            for key, row in zip(keys, rows, strict=True)
         ]
 
     def statuses(self, row: FoundRow) -> dict[str, Status]:
         """Why each value of a row is there or not."""
         statuses = {}
-        for name, start, at, _ in self.outputs:
-            if row[start] is None:
+        for name, event, fresh, at, _ in self.outputs:
+            if row[event] is None:
                 statuses[name] = Status.NOT_FOUND
-            elif not row[start + 1]:
+            elif not row[fresh]:
                 statuses[name] = Status.OUTSIDE_MAX_AGE
             else:
                 statuses[name] = Status.NULL_VALUE if row[at] is None else Status.PRESENT
@@ -125,8 +148,4 @@ class FoundFeatures(OnlineFeatures):
         return [{name: row[start] for name, start in views} for row in self._rows]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        names, vector = self._shape.names, self._shape.vector
-        return [
-            dict(zip(names, (*key, *vector(row)), strict=True))
-            for key, row in zip(self._keys, self._rows, strict=True)
-        ]
+        return self._shape.dicts(self._keys, self._rows)

@@ -55,10 +55,13 @@ class Lookups:
     cache: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
-Found = tuple[int, Sequence[Sequence[Any]]]
-"""The registry's revision, and the row that was found for each row of keys, flat: the revision
-again; for each lookup its row's event time (None where there is none), whether the ttl has not
-passed, and the features. Their values are those of :mod:`featurestore.types`, but Json is text."""
+Found = Sequence[Sequence[Any]] | None
+"""The row that was found for each row of keys; None where the registry is at another revision than
+the lookups.
+
+A found row is flat: something of the database's own, then for each lookup its row's event time
+(None where there is none), with a ttl whether that has not passed, and the features. Their values
+are those of :mod:`featurestore.types`, but Json is text."""
 
 
 class Stage(Protocol):
@@ -85,6 +88,9 @@ class Dialect(Protocol):
 
     keeps_temporary_tables: bool
     """Whether a temporary table outlives the transaction that made it."""
+
+    notifies: bool
+    """Whether a transaction can tell other processes something with its commit (NOTIFY)."""
 
     failure_ends_transaction: bool
     """Whether a statement that fails takes its transaction with it."""

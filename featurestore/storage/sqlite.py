@@ -8,7 +8,6 @@ is its row number, so loads append, and undoing one is a range delete.
 from __future__ import annotations
 
 import datetime as dt
-import math
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from functools import partial
@@ -87,6 +86,7 @@ class SQLite:
     single_writer = True
     sorts_rows = False
     keeps_temporary_tables = True
+    notifies = False
     failure_ends_transaction = False
     commit_seconds: float | None = None
 
@@ -126,6 +126,12 @@ class SQLite:
 
     def is_closed(self, driver: Any) -> bool:
         return False  # there is no other side that could be lost
+
+    async def interrupt(self, driver: Any) -> None:
+        await interrupt(driver)
+
+    def terminate(self, driver: Any) -> None:
+        return None  # its thread ends what it does when it is interrupted
 
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         # SQLAlchemy drops a connection whose call is cancelled, but its thread goes on, and its
@@ -266,7 +272,6 @@ class SQLite:
         driver: Any,
         lookups: Lookups,
         keys: Sequence[Sequence[Any]],
-        seconds: float | None = None,
     ) -> Found:
         if "queries" not in lookups.cache:
             queries = [_online_query(one) for one in lookups.lookups]
@@ -284,7 +289,7 @@ class SQLite:
         due: bool,
         begun: bool,
     ) -> Pushed:
-        return await sqlite_push.push(self, self._sql, driver, plan, callers, begun=begun)
+        return await sqlite_push.push(self._sql, driver, plan, callers, begun=begun)
 
     def upsert(self, table: sa.Table) -> Any:
         return sqlite.insert(table)
@@ -353,7 +358,8 @@ def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[Sequence[Any
     try:
         sql, values = lookups.cache["revision"]
         found = raw.execute(sql, values).fetchone()
-        revision = found[0] if found else 0
+        if found is None or found[0] != lookups.revision:
+            return None
         now = micros(dt.datetime.now(dt.UTC))
         encoded = [
             values
@@ -369,9 +375,10 @@ def _find(raw: sqlite3.Connection, lookups: Lookups, keys: Sequence[Sequence[Any
         if alone:
             raw.execute("ROLLBACK")
     if len(parts) == 1:
-        return revision, [(revision, *row) for row in parts[0]]
-    return revision, [
-        (revision, *(value for row in rows for value in row)) for rows in zip(*parts, strict=True)
+        return parts[0]
+    return [
+        (*rows[0], *(value for row in rows[1:] for value in row[1:]))
+        for rows in zip(*parts, strict=True)
     ]
 
 
@@ -383,9 +390,10 @@ def _find_rows(
     count: int,
     now: int,
 ) -> list[Sequence[Any]]:
-    """For each row of keys the event time, whether it is within the ttl, and the features."""
-    oldest = -math.inf if lookup.ttl is None else now - lookup.ttl // dt.timedelta(microseconds=1)
-    nothing = (None,) * (2 + len(lookup.features))
+    """For each row of keys None, the event time, with a ttl whether it is within it, the features."""
+    ttl = lookup.ttl
+    oldest = None if ttl is None else now - ttl // dt.timedelta(microseconds=1)
+    nothing = (None,) * (2 + (ttl is not None) + len(lookup.features))
     decoders = [
         (index, kind)
         for index, (_, kind) in enumerate(lookup.features, start=1)
@@ -404,5 +412,9 @@ def _find_rows(
             for index, kind in decoders:
                 if row[index] is not None:
                     row[index] = decode(kind, row[index])
-        rows.append((from_micros(row[0]), row[0] >= oldest, *row[1:]))
+        event = from_micros(row[0])
+        if oldest is None:
+            rows.append((None, event, *row[1:]))
+        else:
+            rows.append((None, event, row[0] >= oldest, *row[1:]))
     return rows
