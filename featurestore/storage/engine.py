@@ -1,6 +1,6 @@
-"""The engine, who owns it, and the sessions that every call runs on.
+"""The engine and who owns it: connections checked out, transactions begun and brought to an end.
 
-A :class:`Session` is one checked-out connection. :meth:`Database.transaction` commits at its
+:meth:`Database.transaction` commits at its
 end or rolls back; neither can be torn in two by a cancellation: an answer to a COMMIT that was
 sent is waited for, and a rollback is finished before the cancellation goes on.
 """
@@ -8,243 +8,35 @@ sent is waited for, and a rollback is finished before the cancellation goes on.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import pyarrow as pa
 import sqlalchemy as sa
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
-    AsyncTransaction,
-    create_async_engine,
 )
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from featurestore.errors import DefinitionError, FeatureStoreError, StoreUnavailableError
-from featurestore.storage.dialect import compiled
+from featurestore.errors import (
+    DefinitionError,
+    OverloadedError,
+    StoreUnavailableError,
+)
+from featurestore.storage.address import create_database_engine, label_of, resolve_url
 from featurestore.storage.direct import on_driver
 from featurestore.storage.faults import commit_unanswered, translated
-from featurestore.storage.limits import Limits
-from featurestore.storage.pool import Pool
+from featurestore.storage.limits import DEFAULT_LIMITS, Limits
+from featurestore.storage.session import Session
 from featurestore.storage.waiting import FINISH_SECONDS, answered, opened, uninterrupted
 from featurestore.storage.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from featurestore.storage.dialect import Dialect, Found, Lookups, Types
-    from featurestore.storage.push import Pushed, PushPlan, Rows
+    from featurestore.storage.dialect import Dialect, Found, Lookups
 
 T = TypeVar("T")
-
-DEFAULT_URL = "sqlite+aiosqlite:///featurestore.db"
-POOL_SIZE = 10
-"""Connections of an engine made here. None beyond: opening one costs more than a short wait."""
-
-DEFAULT_LIMITS = Limits()
-
-_DRIVERS = {
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "sqlite": "sqlite+aiosqlite",
-}
-
-
-def resolve_url(url: str | sa.URL | None) -> sa.URL:
-    """The URL with an async driver: ``url``, else ``FEATURESTORE_URL``, else SQLite here."""
-    try:
-        parsed = make_url(url or os.environ.get("FEATURESTORE_URL") or DEFAULT_URL)
-    except (ArgumentError, ValueError) as error:
-        raise DefinitionError(
-            "The database URL cannot be read; it has the form "
-            "postgresql://user:password@host/database or sqlite:///file.db."
-        ) from error
-    driver = _DRIVERS.get(parsed.drivername, parsed.drivername)
-    if driver not in _DRIVERS.values():
-        raise DefinitionError(
-            f"{parsed.drivername!r} is no driver that featurestore runs on; use postgresql:// "
-            f"(asyncpg) or sqlite:// (aiosqlite)."
-        )
-    parsed = parsed.set(drivername=driver)
-    if "sslmode" in parsed.query:  # libpq's word for what asyncpg calls ssl
-        parsed = parsed.update_query_dict({"ssl": parsed.query["sslmode"]})
-        parsed = parsed.difference_update_query(["sslmode"])
-    return parsed
-
-
-def _create_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
-    sqlite = url.get_backend_name() == "sqlite"
-    # A database in memory lives in its one connection, so that one is handed around.
-    in_memory = sqlite and url.database in (None, "", ":memory:")
-    open_connection: Callable[..., Any]
-    statements: dict[str, int] = {}
-    if sqlite:
-        from featurestore.storage.sqlite_wire import open_connection
-    else:
-        from featurestore.storage.postgresql_wire import open_connection, statement_options
-
-        statements = statement_options(url)
-    try:
-        return create_async_engine(
-            url,
-            connect_args={"async_creator_fn": open_connection, **statements},
-            poolclass=Pool,
-            pool_use_lifo=True,  # a few connections in use are faster than many in turn
-            pool_size=1 if in_memory else POOL_SIZE,
-            max_overflow=0,
-            pool_timeout=limits.wait_seconds,
-            # Transactions are ended where they began; a reset here would be one more round trip.
-            pool_reset_on_return=None,
-        )
-    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
-        raise DefinitionError(f"The database URL is not understood: {error}") from error
-
-
-def label_of(url: sa.URL) -> str:
-    """A database's name for people: its URL without what is secret in it."""
-    secrets = {name: "***" for name in url.query if "pass" in name}
-    return url.update_query_dict(secrets).render_as_string(hide_password=True)
-
-
-class Session:
-    """One connection at work: Core statements, raw reads, bulk inserts.
-
-    Statements of several tasks are run one after the other. ``dialect`` has what differs between
-    the databases.
-    """
-
-    def __init__(
-        self, connection: AsyncConnection, driver: Any, dialect: Dialect, label: str
-    ) -> None:
-        self.connection = connection
-        self.driver = driver
-        self.dialect = dialect
-        self.label = label
-        self._lock = asyncio.Lock()
-        self._temporary = 0
-        self._broken = False
-
-    def temporary_name(self) -> str:
-        """A name for a temporary table that no other one of the session has."""
-        self._temporary += 1
-        return f"featurestore_temporary_{self._temporary}"
-
-    async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
-        """Run a Core statement and return SQLAlchemy's buffered result."""
-        async with self.alone():
-            work = self.connection.execute(statement, parameters)
-            return await self.dialect.finish(self.driver, work)
-
-    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
-        """Run code written for SQLAlchemy's synchronous connection, as Alembic's is."""
-        async with self.alone():
-            return await self.dialect.finish(self.driver, self.connection.run_sync(work))
-
-    async def insert(
-        self, table: sa.Table, batches: AsyncIterator[pa.RecordBatch], types: Types
-    ) -> int:
-        """Bulk-insert record batches whose columns are named as the table's; the row count."""
-        async with self.alone():
-            return await self.dialect.insert(self, table, batches, types)
-
-    async def rows(
-        self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None
-    ) -> Sequence[Sequence[Any]]:
-        """All rows of a query as the driver gives them: values are not processed."""
-        return await self.raw_rows(*self.compile(statement, parameters))
-
-    async def raw_rows(self, sql: str, values: Sequence[Any]) -> Sequence[Sequence[Any]]:
-        """All rows of a statement that :meth:`compile` gave."""
-        async with self.alone():
-            return await self.dialect.rows(self, sql, values)
-
-    async def find_online(self, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
-        """Look up online rows, all as of one moment; see :meth:`Dialect.find_online`."""
-        async with self.alone():
-            return await self.dialect.find_online(self.driver, lookups, keys)
-
-    async def push(self, plan: PushPlan, callers: Sequence[Rows], *, due: bool) -> Pushed:
-        """Write rows of callers within the transaction; see :meth:`Dialect.push`."""
-        async with self.alone():
-            return await self.dialect.push(self.driver, plan, callers, due=due, begun=True)
-
-    async def stream(
-        self,
-        statement: sa.sql.ClauseElement,
-        parameters: Mapping[str, Any] | None = None,
-        *,
-        size: int,
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
-        """The rows of a query, ``size`` at a time, without holding them all."""
-        sql, values = self.compile(statement, parameters)
-        chunks = self.dialect.stream(self, sql, values, size)
-        try:
-            while True:
-                async with self.alone():
-                    chunk = await anext(chunks, None)
-                if chunk is None:
-                    return
-                yield chunk
-        finally:
-            await chunks.aclose()
-
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """The connection to oneself, errors of its driver translated."""
-        async with self._lock:
-            try:
-                with translated(self.label):
-                    yield
-            except BaseException:
-                # PostgreSQL answers COMMIT with a rollback then, and calls that no error.
-                self._broken = self.dialect.failure_ends_transaction
-                raise
-
-    def check_open(self) -> None:
-        """Raise :class:`StoreUnavailableError` where the transaction is gone: a call that failed
-        or was cancelled, or a lost connection, has rolled it back."""
-        if self._broken or not self.dialect.in_transaction(self.driver):
-            raise StoreUnavailableError(
-                f"The transaction on {self.label} was rolled back when a call in it broke off; "
-                f"nothing of it was kept. Repeat it."
-            )
-
-    @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """What fails inside is taken back, the transaction around it goes on."""
-        self.check_open()
-
-        async def begin() -> AsyncTransaction:
-            return await self.connection.begin_nested()
-
-        async with self.alone():
-            nested = await self.dialect.finish(self.driver, begin())
-        try:
-            yield
-        except BaseException:
-            try:
-                with translated(self.label):
-                    await uninterrupted(nested.rollback())
-            except FeatureStoreError:
-                self._broken = True  # what broke it is the error to tell
-            else:
-                self._broken = False
-            raise
-        with translated(self.label):
-            await uninterrupted(nested.commit())
-
-    def compile(
-        self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None
-    ) -> tuple[str, list[Any]]:
-        """A statement as the driver takes it: its text, and its values by position."""
-        return compiled(statement, self.connection.dialect, parameters)
-
-    def text(self, statement: sa.sql.ClauseElement) -> str:
-        """A statement's text alone, to be kept and run with values of each call."""
-        return str(statement.compile(dialect=self.connection.dialect))
 
 
 class Database:
@@ -260,7 +52,9 @@ class Database:
             raise DefinitionError("Give the store a url or an engine, not both.")
         self.owned = engine is None
         self.limits = limits
-        self.engine = engine if engine is not None else _create_engine(resolve_url(url), limits)
+        self.engine = (
+            engine if engine is not None else create_database_engine(resolve_url(url), limits)
+        )
         if not isinstance(self.engine, AsyncEngine):
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
         self.dialect = _dialect(self.engine, self.owned)
@@ -325,7 +119,7 @@ class Database:
     @property
     def pool_size(self) -> int:
         """How many connections the engine's pool holds at the most, as far as it says."""
-        return int(getattr(self.engine.pool, "size", lambda: POOL_SIZE)())
+        return int(getattr(self.engine.pool, "size", lambda: DEFAULT_LIMITS.connections)())
 
     @property
     def pool_in_use(self) -> int:
@@ -364,9 +158,26 @@ class Database:
         alive = await self.dialect.is_alive(driver)
         return alive and not self.dialect.in_transaction(driver)
 
-    def turn_to_write(self) -> AbstractAsyncContextManager[None]:
-        """The only writer for as long as it is open, on a database that has one at a time."""
-        return nullcontext() if self._writer is None else self._writer
+    @asynccontextmanager
+    async def turn_to_write(self) -> AsyncIterator[None]:
+        """The only writer for as long as it is open, on a database that has one at a time; it is
+        waited for as long as the limits say."""
+        if self._writer is None:
+            yield
+            return
+        try:
+            async with asyncio.timeout(self.limits.wait_seconds if self._writer.locked() else None):
+                await self._writer.acquire()
+        except TimeoutError:
+            raise OverloadedError(
+                f"Another call has been writing to {self.label} for {self.limits.wait_seconds:g} "
+                f"seconds, and SQLite has one writer at a time: nothing was written; try again "
+                f"later."
+            ) from None
+        try:
+            yield
+        finally:
+            self._writer.release()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:

@@ -48,8 +48,8 @@ from featurestore.types import (
 )
 
 if TYPE_CHECKING:
-    from featurestore.storage.engine import Session
     from featurestore.storage.push import Pushed, PushPlan, Rows
+    from featurestore.storage.session import Session
 
 T = TypeVar("T")
 
@@ -390,7 +390,7 @@ def _find_rows(
     count: int,
     now: int,
 ) -> list[Sequence[Any]]:
-    """For each row of keys None, the event time, with a ttl whether it is within it, the features."""
+    """What one lookup finds for each row of keys, as :data:`Found` has it."""
     ttl = lookup.ttl
     oldest = None if ttl is None else now - ttl // dt.timedelta(microseconds=1)
     nothing = (None,) * (2 + (ttl is not None) + len(lookup.features))
