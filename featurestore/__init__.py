@@ -29,8 +29,10 @@ from featurestore.errors import (
     StoreUnavailableError,
 )
 from featurestore.ingest.progress import Progress
+from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import (
+    CacheStats,
     GatherStats,
     IngestReport,
     Load,
@@ -70,6 +72,8 @@ __all__ = [
     "Array",
     "Bool",
     "Bytes",
+    "Cache",
+    "CacheStats",
     "Change",
     "Date",
     "Decimal",

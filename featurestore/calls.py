@@ -40,9 +40,9 @@ from featurestore.reports import (
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features, Request, resolve
 from featurestore.storage.dialect import Found
-from featurestore.storage.engine import Session
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_load
+from featurestore.storage.session import Session
 from featurestore.storage.upkeep import undo
 from featurestore.training.entities import Entities, prepare_entities
 from featurestore.training.sql import empty_answer, join_chunks
@@ -73,10 +73,10 @@ def view_name(view: ViewName) -> str:
 class Calls:
     """What :class:`FeatureStore` and :class:`Transaction` have in common."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, outside: Calls | None = None) -> None:
         self._context = context
         self._plans = OnlinePlans()
-        self._pushes = Pushes(context)
+        self._pushes: Pushes = Pushes(context, None if outside is None else outside._pushes)
 
     async def ingest(
         self,
@@ -144,8 +144,8 @@ class Calls:
         """Write rows (mappings, or any Arrow-compatible table): durable and readable online
         when this returns."""
         name = view_name(view)
-        report = await self._pushes.push(partial(self._job, name, "raise", True), name, rows)
-        return PushReport(name, report.load_id, report.rows_written, report.rows_future)
+        loaded = await self._pushes.push(partial(self._job, name, "raise", True), name, rows)
+        return PushReport(name, loaded.load_id, loaded.rows_written, loaded.rows_future)
 
     async def push_stream(
         self,

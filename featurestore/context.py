@@ -16,17 +16,19 @@ from typing import Any
 import sqlalchemy as sa
 
 from featurestore.errors import FeatureStoreError
-from featurestore.storage.engine import Database, Session
+from featurestore.storage.engine import Database
+from featurestore.storage.notices import notice, tell
 from featurestore.storage.registry import (
     Catalog,
     RegisteredView,
     load_catalog,
     project_revision,
 )
+from featurestore.storage.session import Session
 
 OnWritten = Callable[[str, Sequence[tuple[Any, ...]] | None], None]
-"""Called with a view's name and the keys whose rows a push may have changed, None where that may
-be any; before the push returns, and where its outcome is not known as well."""
+"""Called with a view's name and the keys whose rows a write may have changed, None where that may
+be any; before the write returns, and where its outcome is not known as well."""
 
 
 def _unheard(view: str, keys: Sequence[tuple[Any, ...]] | None) -> None:
@@ -105,16 +107,21 @@ class Context(ABC):
     async def _locked(
         self, name: str, *, exclusive: bool
     ) -> AsyncIterator[tuple[Session, RegisteredView]]:
-        async with self.transaction() as session:
-            known = self.known
-            if known is None or name not in known.views:  # another process may have added it
-                known = await self.catalog(session)
-            await session.dialect.lock_view(session, known.view(name).id, exclusive=exclusive)
-            # What the lock was waited for may have changed the view.
-            view = (await self.catalog(session)).view(name)
-            if False:
-                await session.dialect.lock_history(session, view.history)
-            yield session, view
+        try:
+            async with self.transaction() as session:
+                known = self.known
+                if known is None or name not in known.views:  # another process may have added it
+                    known = await self.catalog(session)
+                await session.dialect.lock_view(session, known.view(name).id, exclusive=exclusive)
+                # What the lock was waited for may have changed the view.
+                view = (await self.catalog(session)).view(name)
+                if exclusive:
+                    await session.dialect.lock_history(session, view.history)
+                yield session, view
+                if view.view.notify:
+                    await tell(session, notice(self.project, name, view.view.join_keys))
+        finally:
+            self.on_written(name, None)
 
     @asynccontextmanager
     async def reading(self, names: Iterable[str]) -> AsyncIterator[tuple[Session, Catalog]]:
@@ -147,10 +154,18 @@ class StoreContext(Context):
 
 
 class TransactionContext(Context):
-    """All calls on one connection, inside one transaction."""
+    """All calls on one connection, inside one transaction. ``wrote`` is called with each view
+    that they may have changed."""
 
-    def __init__(self, session: Session, project: str, skew: dt.timedelta) -> None:
+    def __init__(
+        self,
+        session: Session,
+        project: str,
+        skew: dt.timedelta,
+        wrote: Callable[[str], None],
+    ) -> None:
         super().__init__(project, skew)
+        self.on_written = lambda view, keys: wrote(view)
         self._session: Session | None = session
         self._writer = asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()

@@ -251,7 +251,9 @@ class FeatureView(_Selectable):
     ``ttl`` is how long a value counts after its event time (None: for ever).
     ``created_timestamp_field`` breaks ties between rows of one event time, the later wins.
     ``entities=[]`` makes a global view, joined on time alone. Views with ``online=False`` are
-    for training only.
+    for training only. With ``notify=True`` each write tells the caches of other processes
+    (:class:`Cache`) what it has changed, by PostgreSQL's NOTIFY: that makes writers commit one
+    after the other, of whatever view that notifies. On SQLite it does nothing.
     """
 
     name: str
@@ -265,6 +267,7 @@ class FeatureView(_Selectable):
     description: str = ""
     tags: Mapping[str, str] = _EMPTY
     owner: str = ""
+    notify: bool = False
     join_keys: Mapping[str, FeatureType] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -283,6 +286,8 @@ class FeatureView(_Selectable):
             raise DefinitionError(f"{where}: source must be a ParquetSource or None.")
         if not isinstance(self.online, bool):
             raise DefinitionError(f"{where}: online must be True or False.")
+        if not isinstance(self.notify, bool):
+            raise DefinitionError(f"{where}: notify must be True or False.")
         _set(
             self,
             entities=entities,

@@ -288,7 +288,11 @@ class GatherStats:
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What a store's cache holds (``entries``), and how often it had the answer."""
+    """What a store's cache has been good for.
+
+    It holds ``entries`` vectors, those among them that are of no more use and wait to be dropped.
+    ``hits`` vectors were answered from it, ``misses`` had to be read.
+    """
 
     entries: int = 0
     hits: int = 0

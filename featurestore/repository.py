@@ -22,8 +22,8 @@ from featurestore.ingest.writer import entity_text
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import PushReport
 from featurestore.storage.dialect import Dialect
-from featurestore.storage.engine import Session
 from featurestore.storage.registry import RegisteredView
+from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
 from featurestore.storage.upkeep import erase
 from featurestore.types import (

@@ -38,8 +38,8 @@ from featurestore.reports import (
 from featurestore.repository import moment
 from featurestore.storage import ledger, migrations, schema, upkeep
 from featurestore.storage.dialect import Found
-from featurestore.storage.engine import DEFAULT_LIMITS, Database
-from featurestore.storage.limits import Limits
+from featurestore.storage.engine import Database
+from featurestore.storage.limits import DEFAULT_LIMITS, Limits
 from featurestore.storage.notices import Listener, channel_of, tell_of_apply
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
@@ -295,7 +295,7 @@ class FeatureStore(Calls):
             async with self._context.transaction() as session:
                 inner = TransactionContext(session, self.project, self._context.skew, written.add)
                 try:
-                    yield Transaction(inner)
+                    yield Transaction(inner, self)
                 finally:
                     await uninterrupted(inner.close())
         finally:

@@ -31,6 +31,7 @@ from featurestore.ingest.job import FILES_AT_ONCE
 from featurestore.ingest.progress import OnProgress
 from featurestore.ingest.stream import MAX_ROWS, MAX_SECONDS, OnStream
 from featurestore.ingest.writer import OnInvalid
+from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures
 from featurestore.portal import entered, feed, iterate, portal
 from featurestore.reports import (
@@ -44,8 +45,7 @@ from featurestore.reports import (
     UndoReport,
 )
 from featurestore.selection import Features
-from featurestore.storage.engine import DEFAULT_LIMITS
-from featurestore.storage.limits import Limits
+from featurestore.storage.limits import DEFAULT_LIMITS, Limits
 from featurestore.storage.planning import Plan
 from featurestore.training.training_set import TrainingSet
 
@@ -186,9 +186,10 @@ class FeatureStore(_Calls):
         project: str = "default",
         clock_skew: dt.timedelta = dt.timedelta(seconds=60),
         limits: Limits = DEFAULT_LIMITS,
+        cache: Cache | None = None,
     ) -> None:
         self._async = store_module.FeatureStore(
-            url, engine=engine, project=project, clock_skew=clock_skew, limits=limits
+            url, engine=engine, project=project, clock_skew=clock_skew, limits=limits, cache=cache
         )
         self.project = project
 

@@ -45,10 +45,10 @@ from featurestore.ingest.ranges import RangeReader, open_file
 from featurestore.ingest.sources import SourceFile
 from featurestore.ingest.writer import Begun, Writer
 from featurestore.reports import LoadReport
-from featurestore.storage.engine import Session
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_row, is_complete, loads_of_footer
 from featurestore.storage.registry import RegisteredView
+from featurestore.storage.session import Session
 
 
 def open_source(path: str) -> AbstractAsyncContextManager[RangeReader]:

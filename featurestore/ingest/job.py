@@ -11,8 +11,8 @@ from featurestore.ingest.budget import Budget
 from featurestore.ingest.progress import OnProgress
 from featurestore.ingest.writer import OnInvalid, Writer
 from featurestore.reports import UndoReport
-from featurestore.storage.engine import Session
 from featurestore.storage.registry import RegisteredView
+from featurestore.storage.session import Session
 
 FILES_AT_ONCE = 2
 """Files of an ingest that are loaded side by side, by default: one is read and checked while the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,8 @@ from featurestore.ingest.layout import Layout
 from featurestore.ingest.parquet import BATCH_ROWS
 from featurestore.ingest.writer import INLINE_ROWS
 from featurestore.reports import LoadReport
+from featurestore.storage.registry import RegisteredView
+from featurestore.storage.session import Session
 
 
 def is_arrow(source: object) -> bool:
@@ -81,7 +83,7 @@ async def _arrow_batches(
 _pandas_settled = False
 
 
-async def _conform(rows: list[Mapping[str, Any]], layout: Layout, *, each: bool) -> Conformed:
+async def _conform(rows: Sequence[Any], layout: Layout, *, each: bool) -> Conformed:
     """Check pushed rows where it costs least: here, or in a thread.
 
     pyarrow imports pandas, where there is one, with the first array that it makes of Python
@@ -95,10 +97,10 @@ async def _conform(rows: list[Mapping[str, Any]], layout: Layout, *, each: bool)
     return conformed
 
 
-async def push_rows(job: Job, rows: Any) -> LoadReport:
-    """Write rows given as mappings, or as an Arrow-compatible table."""
-    if is_arrow(rows):
-        return await load_arrow(job, rows, kind="push")
+def listed(rows: Any) -> list[Any]:
+    """What a push was given, as a list of rows: one mapping, or several."""
+    if type(rows) is list:
+        return rows.copy()
     if isinstance(rows, Mapping):
         rows = [rows]
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
@@ -106,16 +108,27 @@ async def push_rows(job: Job, rows: Any) -> LoadReport:
             f"Rows are mappings of column names to values, or an Arrow-compatible table, not "
             f"{type(rows).__name__}."
         )
-    rows = list(rows)
+    return list(rows)
+
+
+async def push_rows(job: Job, rows: Sequence[Any]) -> LoadReport:
+    """Write rows given as mappings, in a transaction of their own."""
     async with job.begin() as (session, view):
-        layout = Layout(view.view)
-        conformed = await _conform(rows, layout, each=job.on_invalid == "quarantine")
+        return await write_rows(job, session, view, rows)
 
-        async def single() -> AsyncIterator[Conformed]:
-            yield conformed
 
-        writer = job.writer(session, view, "push", "rows")
-        await writer.begin(len(rows))
-        await writer.write(single())
-        await writer.settle()
-        return await writer.finish()
+async def write_rows(
+    job: Job, session: Session, view: RegisteredView, rows: Sequence[Any]
+) -> LoadReport:
+    """Write rows given as mappings, in the transaction of the session."""
+    layout = Layout(view.view)
+    conformed = await _conform(rows, layout, each=job.on_invalid == "quarantine")
+
+    async def single() -> AsyncIterator[Conformed]:
+        yield conformed
+
+    writer = job.writer(session, view, "push", "rows")
+    await writer.begin(len(rows))
+    await writer.write(single())
+    await writer.settle()
+    return await writer.finish()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Collection,
     Iterable,
@@ -31,8 +32,8 @@ from featurestore.errors import (
     SchemaMismatchError,
     SourceError,
 )
-from featurestore.ingest.job import Job
-from featurestore.ingest.rows import is_arrow, push_rows
+from featurestore.ingest.push import Loaded
+from featurestore.ingest.rows import is_arrow
 from featurestore.reports import StreamReport
 
 MAX_ROWS = 2_000
@@ -44,6 +45,9 @@ MAX_SECONDS = 1.0
 
 STEP = 500
 """Rows that are taken without letting others have the loop: less than a millisecond."""
+
+Push = Callable[[Any], Awaitable[Loaded]]
+"""Writes rows (mappings, or an Arrow table) as one load."""
 
 OnStream = Callable[[StreamReport], None]
 """Called after each micro-batch with the totals so far: that many rows are durable."""
@@ -196,7 +200,7 @@ class Stream:
 
     def __init__(
         self,
-        job: Job,
+        push: Push,
         view: str,
         source: AsyncIterable[Any],
         *,
@@ -205,7 +209,7 @@ class Stream:
         progress: OnStream | None,
         kept: str,
     ) -> None:
-        self._job = job
+        self._push = push
         self._source = source
         self._max_seconds = max_seconds
         self._progress = progress
@@ -311,7 +315,7 @@ class Stream:
 
     async def _write(self, batch: MicroBatch, count: int | None = None) -> None:
         try:
-            load = await push_rows(self._job, await batch.content(count))
+            load = await self._push(await batch.content(count))
         except InvalidRowsError as error:
             # Where the stream stops must not hang on how it happened to be cut.
             good = min(bad.row for bad in error.rows)

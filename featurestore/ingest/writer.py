@@ -22,10 +22,10 @@ from featurestore.ingest.newest import Newest, in_order
 from featurestore.ingest.rejected import Rejected, as_json
 from featurestore.reports import LoadReport
 from featurestore.storage.dialect import BLOCK, Stage
-from featurestore.storage.engine import Session
 from featurestore.storage.ledger import has_pending
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.rule import keys_written, take_online
+from featurestore.storage.session import Session
 from featurestore.storage.tables import key_index, load, quarantine
 
 OnInvalid = Literal["raise", "quarantine"]

@@ -197,8 +197,6 @@ class CachedRows:
         if len(keys) == 1:  # what services ask for, and it was looked for before
             return await self._find_one(shelf, keys, read)
         rows, since = await self._held(shelf, keys)
-        if self._late(since):
-            rows = [None] * len(keys)
         here = [place for place, row in enumerate(rows) if row is not None]
         missing = [place for place, row in enumerate(rows) if row is None]
 

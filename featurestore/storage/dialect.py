@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from featurestore.types import FeatureType
 
 if TYPE_CHECKING:
-    from featurestore.storage.engine import Session
     from featurestore.storage.push import Pushed, PushPlan, Rows
+    from featurestore.storage.session import Session
 
 T = TypeVar("T")
 

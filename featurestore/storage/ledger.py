@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.reports import Load, QuarantinedRow
-from featurestore.storage.engine import Session
 from featurestore.storage.registry import Catalog, RegisteredView
+from featurestore.storage.session import Session
 from featurestore.storage.tables import load, quarantine
 
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from featurestore.errors import MigrationRequiredError
-from featurestore.storage.engine import Database, Session
+from featurestore.storage.engine import Database
+from featurestore.storage.session import Session
 from featurestore.storage.tables import SCHEMA_REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:

@@ -231,6 +231,7 @@ def _view(new: FeatureView, catalog: Catalog) -> Iterator[Change]:
         "created_timestamp_field",
         "source",
         "online",
+        "notify",
         "description",
         "tags",
         "owner",

@@ -32,16 +32,13 @@ from featurestore.types import (
 )
 
 if TYPE_CHECKING:
-    from featurestore.storage.engine import Session
     from featurestore.storage.push import Pushed, PushPlan, Rows
+    from featurestore.storage.session import Session
 
 T = TypeVar("T")
 
 ALIVE_SECONDS = 5.0
 """How long a connection on which a call failed has to prove that it still works."""
-
-COMMIT_SECONDS = 300.0
-"""How long an answer to a COMMIT is waited for: one that waits for a replica takes its time."""
 
 _BROKEN = (
     asyncpg.PostgresError,
@@ -75,8 +72,9 @@ class PostgreSQL:
     single_writer = False
     sorts_rows = True
     keeps_temporary_tables = False
+    notifies = True
     failure_ends_transaction = True
-    commit_seconds: float | None = COMMIT_SECONDS
+    commit_seconds: float | None = postgresql_wire.COMMIT_SECONDS
 
     def __init__(self, sql: sa.Dialect) -> None:
         self._sql = sql
@@ -94,6 +92,12 @@ class PostgreSQL:
         except _BROKEN:
             return False
         return True
+
+    async def interrupt(self, driver: Any) -> None:
+        await postgresql_wire.cancel(driver)
+
+    def terminate(self, driver: Any) -> None:
+        driver.terminate()
 
     async def finish(self, driver: Any, work: Coroutine[Any, Any, T]) -> T:
         return await postgresql_wire.finish(driver, work)
@@ -286,9 +290,8 @@ class PostgreSQL:
         driver: Any,
         lookups: Lookups,
         keys: Sequence[Sequence[Any]],
-        seconds: float | None = None,
     ) -> Found:
-        return await postgresql_online.find(driver, self._sql, self, lookups, keys, seconds)
+        return await postgresql_online.find(driver, self._sql, self, lookups, keys)
 
     async def push(
         self,
@@ -299,7 +302,9 @@ class PostgreSQL:
         due: bool,
         begun: bool,
     ) -> Pushed:
-        return await postgresql_push.push(self, self._sql, driver, plan, callers, due=due)
+        return await postgresql_push.push(
+            self, self._sql, driver, plan, callers, due=due, begun=begun
+        )
 
     def upsert(self, table: sa.Table) -> Any:
         return pg.insert(table)

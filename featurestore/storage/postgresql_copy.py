@@ -20,7 +20,7 @@ from featurestore.storage.tables import SINGLE, newest_first
 from featurestore.types import ArrayType, FeatureType, Int32, Json, Timestamp
 
 if TYPE_CHECKING:
-    from featurestore.storage.engine import Session
+    from featurestore.storage.session import Session
 
 ENCODE_ROWS = 4_096
 """Rows per encoder call. pgpq holds the GIL while it encodes, so this bounds the loop's stall:

@@ -28,6 +28,9 @@ from featurestore.storage.waiting import (
 
 T = TypeVar("T")
 
+COMMIT_SECONDS = 300.0
+"""How long an answer to a COMMIT is waited for: one that waits for a replica takes its time."""
+
 _CANCEL_SECONDS = 1.0
 """How long one request to cancel may take to reach the server."""
 
@@ -92,10 +95,10 @@ async def finish(driver: Any, work: Coroutine[Any, Any, T]) -> T:
 
     A connection whose server does not react is terminated.
     """
-    return await stoppable(work, partial(_cancel, driver), driver.terminate)
+    return await stoppable(work, partial(cancel, driver), driver.terminate)
 
 
-async def _cancel(driver: Any) -> None:
+async def cancel(driver: Any) -> None:
     """Ask the server to cancel what the connection runs; it need not run anything."""
     # asyncpg has no public way to do that without cancelling its own waiting, which SQLAlchemy
     # would take for a broken connection.
@@ -123,8 +126,7 @@ async def stop(driver: Any, patience: float = STOP_SECONDS) -> None:
     """Wait until a call that was cancelled has ended at the server, or the connection has."""
     # asyncpg asks once. Where that comes before the statement does, nothing is cancelled.
     answer = driver.execute("SELECT 1")
-    cancel = partial(_cancel, driver)
-    stopped = bring_to_end(answer, cancel, driver.terminate, seconds=patience)
+    stopped = bring_to_end(answer, partial(cancel, driver), driver.terminate, seconds=patience)
     await uninterrupted(stopped, seconds=None)
 
 

@@ -21,8 +21,8 @@ from featurestore.definitions import (
 )
 from featurestore.errors import DefinitionError, NotFoundError, StoreUnavailableError
 from featurestore.storage import tables
-from featurestore.storage.engine import Session
 from featurestore.storage.migrations import check_revision, database_revision
+from featurestore.storage.session import Session
 from featurestore.types import MAX_TIMESTAMP, MIN_TIMESTAMP, parse_type
 
 _TRIES = 5
@@ -160,6 +160,7 @@ def _view(
         description=row.description,
         tags=row.tags,
         owner=row.owner,
+        notify=row.notify,
     )
     return register(row.id, view, row.history_table, row.online_table, session)
 
@@ -213,6 +214,7 @@ def view_row(project: str, view: FeatureView) -> dict[str, Any]:
         if view.source is None
         else {"paths": list(view.source.paths), "field_mapping": dict(view.source.field_mapping)},
         "online": view.online,
+        "notify": view.notify,
         **_described(view),
     }
 

@@ -17,7 +17,6 @@ import sqlalchemy as sa
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field
 from featurestore.errors import DefinitionError, FeatureStoreError
 from featurestore.storage import tables
-from featurestore.storage.engine import Session
 from featurestore.storage.planning import (
     Change,
     Plan,
@@ -37,6 +36,7 @@ from featurestore.storage.registry import (
     view_row,
 )
 from featurestore.storage.rule import keys_with_events, take_online
+from featurestore.storage.session import Session
 from featurestore.types import ArrayType, DecimalType, FeatureType
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ class _Work:
     async def _change_view(self, change: Change) -> None:
         new: FeatureView = change.new
         view = self.views[new.name]
-        await self.session.dialect.lock_view(self.session, view.id, exclusive=True)
+        await self._lock(view)
         await self._update(tables.view, new.name, view_row(self.project, new))
         for position, one in enumerate(new.fields):
             await self._update_field(view.id, one.name, {"position": position})
@@ -203,6 +203,12 @@ class _Work:
         elif view.online is not None and changed.online is None:
             await self._operate(lambda op: op.drop_table(online))
         self.views[new.name] = changed
+
+    async def _lock(self, view: RegisteredView) -> None:
+        """Have a view to oneself, whichever way others write to it."""
+        dialect = self.session.dialect
+        await dialect.lock_view(self.session, view.id, exclusive=True)
+        await dialect.lock_history(self.session, view.history)
 
     async def _table_names(self, view_id: int) -> tuple[str, str]:
         columns = (tables.view.c.history_table, tables.view.c.online_table)
@@ -226,7 +232,7 @@ class _Work:
     async def _change_field(self, change: Change) -> None:
         name, _, column = change.name.partition(".")
         view = self.views[name]
-        await self.session.dialect.lock_view(self.session, view.id, exclusive=True)
+        await self._lock(view)
         match change.action:
             case "add":
                 await self._add_field(view, change.new, change.old)

@@ -10,7 +10,6 @@ from typing import Any
 import sqlalchemy as sa
 
 from featurestore.reports import UndoReport
-from featurestore.storage.engine import Session
 from featurestore.storage.ledger import clear_pending
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.rule import (
@@ -19,6 +18,7 @@ from featurestore.storage.rule import (
     keys_with_events,
     take_online,
 )
+from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, load, quarantine
 
 

@@ -97,11 +97,16 @@ async def bring_to_end(
     work: Awaitable[Any],
     stop: Callable[[], Awaitable[None]],
     kill: Callable[[], None] | None = None,
+    *,
+    seconds: float = STOP_SECONDS,
 ) -> None:
-    """Stop ``work``, as :func:`stoppable` says, and wait until it has ended, however it does."""
+    """Stop ``work``, as :func:`stoppable` says, and wait until it has ended, however it does.
+
+    ``kill`` is called after so many ``seconds``.
+    """
     loop = asyncio.get_running_loop()
     task = asyncio.ensure_future(work)
-    deadline = loop.time() + STOP_SECONDS
+    deadline = loop.time() + seconds
     pause = _FIRST_PAUSE
     while not task.done() and (kill is None or loop.time() < deadline):
         # Again and again: the statement that is to be stopped may have begun since.

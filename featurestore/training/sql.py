@@ -14,7 +14,7 @@ import pyarrow as pa
 import sqlalchemy as sa
 
 from featurestore.selection import Join, Request
-from featurestore.storage.engine import Session
+from featurestore.storage.session import Session
 from featurestore.storage.tables import EVENT, revision_mark
 from featurestore.training.entities import AT, ROW, Entities
 from featurestore.types import FeatureType, Int64, Timestamp

@@ -27,7 +27,7 @@ from sqlalchemy import make_url
 both = pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
 server_only = pytest.mark.parametrize("featurestore_url", ["postgresql"], indirect=True)
 
-SMALL, LARGE = 100_000, 600_000
+SMALL, LARGE = 20_000, 400_000
 HISTORY, ONLINE = "default__drivers__history", "default__drivers__online"
 
 
@@ -88,7 +88,7 @@ def test_of_several_files_it_says_how_many_were_kept(large: Path, run: Run) -> N
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=SECONDS)
-    assert "a.parquet (1 of 2): 100,000 rows" in first
+    assert f"a.parquet (1 of 2): {SMALL:,} rows" in first
     assert process.returncode == 130
     assert out == ""
     assert err == "Interrupted: 1 of 2 files kept; run it again to go on.\n"
@@ -114,7 +114,7 @@ def test_of_one_file_nothing_is_kept(large: Path, run: Run) -> None:
 
 @both
 def test_in_steps_the_rows_committed_are_kept(large: Path, run: Run) -> None:
-    step = ("--commit-every", "100k")
+    step = ("--commit-every", "50k")
     with subprocess.Popen(
         command("ingest", "drivers", large, *step), stderr=subprocess.PIPE, text=True
     ) as process:
@@ -125,15 +125,15 @@ def test_in_steps_the_rows_committed_are_kept(large: Path, run: Run) -> None:
     assert process.returncode == 130
     (load,) = run("loads", "--json").json
     kept = load["rows_read"]
-    assert (load["complete"], load["rows_total"], kept % 100_000) == (False, LARGE, 0)
+    assert (load["complete"], load["rows_total"], kept % 50_000) == (False, LARGE, 0)
     assert 0 < kept < LARGE
-    assert err == f"Interrupted: {kept:,} of 600,000 rows kept; run it again to go on.\n"
+    assert err == f"Interrupted: {kept:,} of {LARGE:,} rows kept; run it again to go on.\n"
     assert rows_loaded(run) == kept
 
     shown = run("loads")
-    assert shown.out.splitlines()[1].endswith("  part of 600,000")
+    assert shown.out.splitlines()[1].endswith(f"  part of {LARGE:,}")
     assert shown.err == (
-        f"Load {load['load_id']} has {kept:,} of 600,000 rows: ingest the file again to go on, "
+        f"Load {load['load_id']} has {kept:,} of {LARGE:,} rows: ingest the file again to go on, "
         f"or featurestore undo {load['load_id']}.\n"
     )
     done = run("ingest", "drivers", large, *step)
@@ -146,7 +146,7 @@ def test_in_steps_the_rows_committed_are_kept(large: Path, run: Run) -> None:
 def test_forced_steps_are_not_gone_on_with(large: Path, run: Run) -> None:
     """Once more with --force would begin anew and leave the part where it is."""
     with subprocess.Popen(
-        command("ingest", "drivers", large, "--commit-every", "50k", "--force"),
+        command("ingest", "drivers", large, "--commit-every", "30k", "--force"),
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
@@ -155,7 +155,7 @@ def test_forced_steps_are_not_gone_on_with(large: Path, run: Run) -> None:
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=SECONDS)
     (load,) = run("loads", "--json").json
-    rows = f"{load['rows_read']:,} of 600,000 rows kept"
+    rows = f"{load['rows_read']:,} of {LARGE:,} rows kept"
     assert err == f"Interrupted: {rows}; featurestore undo {load['load_id']} takes the part out.\n"
     run("undo", load["load_id"])
     assert rows_loaded(run) == 0

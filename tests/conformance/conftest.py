@@ -1,4 +1,5 @@
-"""Every test of this folder runs on SQLite and on PostgreSQL.
+"""Every test of this folder runs on SQLite and on PostgreSQL, or with ``--pgbouncer`` on PostgreSQL
+behind PgBouncer.
 
 Making a database takes longer than most of these tests, so the tests of a module share one, and
 each has a project of its own in it: projects share a database and nothing else.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 from uuid import uuid4
@@ -27,7 +28,11 @@ _PROJECTS = itertools.count(1)
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_url" in metafunc.fixturenames:
-        metafunc.parametrize("database_url", DATABASES, indirect=True, scope="module")
+        pooled = metafunc.config.getoption("--pgbouncer")
+        databases: Sequence[Any] = DATABASES
+        if pooled:
+            databases = [pytest.param("pgbouncer", marks=pytest.mark.pgbouncer)]
+        metafunc.parametrize("database_url", databases, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +48,12 @@ def database_url(
     server: PostgresServer = request.getfixturevalue("featurestore_postgres")
     name = f"conformance_{uuid4().hex[:12]}"
     server.create_database(name, request.getfixturevalue("featurestore_template"))
-    yield server.url(name)
-    left = server.activity(name)
+    if request.param == "pgbouncer":
+        yield request.getfixturevalue("pgbouncer").url(name)
+        left = []  # its connections are PgBouncer's
+    else:
+        yield server.url(name)
+        left = server.activity(name)
     server.drop_database(name)
     assert not left, "the module's tests left connections open"
 

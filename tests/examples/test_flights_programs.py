@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import pytest
 from flights_example import EXAMPLES, Demo
 
 import featurestore as fs
+from featurestore.integrations.fastapi import get_store
 
 pytestmark = pytest.mark.slow
 
@@ -47,7 +52,8 @@ def test_train_as_a_script(demo: Demo, tmp_path: Path) -> None:
     scores = [float(score) for score in re.findall(r"ROC AUC (\S+),", done.stdout)]
     assert scores[0] < 0.65 < 0.70 < scores[1]
     model = json.loads((tmp_path / "model.json").read_text())
-    assert model["weights"]["late_share_20"] > 0
+    used = {model["numbers"][place] for place in model["nodes"]["feature"] if place < 17}
+    assert {"late_share_20", "last_arr_delay", "wind_speed"} <= used
 
 
 @pytest.fixture
@@ -114,36 +120,55 @@ async def test_fastapi_refuses(
     assert response.json()["detail"]
 
 
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (fs.OverloadedError("busy"), 503),
-        (fs.StoreUnavailableError("gone"), 503),
-        (fs.NotFoundError("no service"), 500),
-    ],
-)
-async def test_fastapi_maps_errors(
-    fastapi_app: Any, fastapi_client: httpx.AsyncClient, error: Exception, status: int
+async def test_fastapi_answers_lists(fastapi_client: httpx.AsyncClient) -> None:
+    response = await fastapi_client.post("/late", json=[FLIGHT, {**FLIGHT, "tailnum": None}])
+    assert response.status_code == 200
+    one = (await fastapi_client.get("/late", params=FLIGHT)).json()
+    first, second = (answer["probability"] for answer in response.json())
+    assert first == pytest.approx(one["probability"])
+    assert first != second
+    assert (await fastapi_client.post("/late", json=[FLIGHT] * 257)).status_code == 422
+    assert (await fastapi_client.post("/late", content=b"[" * 200_000)).status_code == 413
+    too_many = b"\n" * 2_100_000
+    assert (await fastapi_client.post("/late/stream", content=too_many)).status_code == 413
+
+
+async def test_fastapi_waits_no_longer_than_told_for_a_body(
+    fastapi_client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import service_fastapi
 
-    fastapi_app.dependency_overrides[service_fastapi.get_store] = lambda: Failing(error)
-    try:
+    monkeypatch.setattr(service_fastapi, "BODY_SECONDS", 0.05)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield json.dumps(FLIGHT).encode()
+        await asyncio.sleep(30)
+
+    response = await fastapi_client.post("/late/stream", content=body())
+    assert response.status_code == 408
+
+
+async def test_fastapi_is_overloaded(fastapi_app: Any, fastapi_client: httpx.AsyncClient) -> None:
+    import serving
+
+    model = fastapi_app.state.predictor._model
+    async with serving.Predictor(model, waiting=0) as fastapi_app.state.predictor:
         response = await fastapi_client.get("/late", params=FLIGHT)
-    finally:
-        fastapi_app.dependency_overrides.clear()
-    assert response.status_code == status
-    assert ("Retry-After" in response.headers) == (status == 503)
+    assert response.status_code == 503
+    assert response.headers["Retry-After"] == "1"
 
 
-class Failing:
-    """A store whose database has gone."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-
-    async def get_online_features(self, *args: object) -> None:
-        raise self.error
+async def test_fastapi_takes_another_store_in_a_test(
+    fastapi_app: Any, fastapi_client: httpx.AsyncClient, tmp_path: Path
+) -> None:
+    async with fs.FeatureStore(f"sqlite:///{tmp_path / 'empty.db'}") as empty:
+        fastapi_app.dependency_overrides[get_store] = lambda: empty
+        try:
+            response = await fastapi_client.get("/late", params=FLIGHT)
+        finally:
+            fastapi_app.dependency_overrides.clear()
+    assert response.status_code == 503
+    assert response.json()["error"]["type"] == "MigrationRequiredError"
 
 
 # --- aiohttp ---------------------------------------------------------------------------------
@@ -192,6 +217,9 @@ async def test_aiohttp_refuses(
         assert (await response.json())["error"]
 
 
+# --- both ------------------------------------------------------------------------------------
+
+
 async def test_both_services_say_the_same(
     fastapi_client: httpx.AsyncClient, aiohttp_client: aiohttp.test_utils.TestClient
 ) -> None:
@@ -199,3 +227,112 @@ async def test_both_services_say_the_same(
     async with aiohttp_client.post("/late", json=[FLIGHT]) as response:
         (other,) = await response.json()
     assert one["probability"] == pytest.approx(other["probability"])
+
+    lines = [json.dumps(FLIGHT), "nonsense", json.dumps({**FLIGHT, "tailnum": None})]
+    body = "\n".join(lines * 200)
+    streamed = await fastapi_client.post("/late/stream", content=body)
+    async with aiohttp_client.post("/late/stream", data=body) as response:
+        assert response.content_type == "application/x-ndjson"
+        assert (await response.text()) == streamed.text
+    answers = [json.loads(line) for line in streamed.text.splitlines()]
+    assert [answer["line"] for answer in answers] == [*range(1, 601)]
+    assert ["error" in answer for answer in answers] == [False, True, False] * 200
+    assert answers[3]["probability"] == pytest.approx(one["probability"])
+
+
+async def test_aiohttp_answers_while_flights_are_coming(
+    aiohttp_client: aiohttp.test_utils.TestClient,
+) -> None:
+    more: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+    async def body() -> AsyncIterator[bytes]:
+        while (piece := await more.get()) is not None:
+            yield piece
+
+    line = json.dumps(FLIGHT).encode() + b"\n"
+    more.put_nowait(line)
+    async with aiohttp_client.post("/late/stream", data=body()) as response:
+        for number in range(1, 4):  # each is answered before the next is sent
+            assert json.loads(await response.content.readline())["line"] == number
+            more.put_nowait(line[:20])
+            more.put_nowait(line[20:])
+        more.put_nowait(None)
+        assert json.loads(await response.content.readline())["line"] == 4
+        assert await response.content.read() == b""
+
+
+@pytest.fixture(params=["aiohttp", "fastapi"])
+def running(request: pytest.FixtureRequest, demo: Demo, environment: None) -> Iterator[str]:
+    """The address of a service that is a process of its own."""
+    port = free_port()
+    programs = {
+        "aiohttp": [EXAMPLES / "service_aiohttp.py", "--port", str(port)],
+        "fastapi": ["-m", "uvicorn", "service_fastapi:app", "--port", str(port)],
+    }
+    base = f"http://localhost:{port}"
+    command = [sys.executable, "-W", "error", *programs[request.param]]
+    with subprocess.Popen(command, cwd=EXAMPLES, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          text=True) as process:  # fmt: skip
+        try:
+            wait_until_ready(base, process)
+            yield base
+            process.terminate()
+            output, _ = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert "Traceback" not in output
+
+
+def wait_until_ready(base: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{base}/health/ready", timeout=10).status_code == 200:
+                return
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def run(demo: Demo, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / program, *arguments],
+        cwd=demo.folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_the_client_and_the_load(demo: Demo, running: str) -> None:
+    done = run(demo, "client.py", running, "--count", "2500")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2,500 flights; most at risk:\n")
+    assert len(re.findall(r"^ *\d+%  \w\w \w+ from \w{3}$", done.stdout, re.M)) == 5
+
+    done = run(demo, "load.py", running, "--rate", "20", "--seconds", "2.5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith("50 requests, 0 errors\np50 ")
+
+
+def test_a_service_that_is_not_there(demo: Demo) -> None:
+    base = f"http://localhost:{free_port()}"
+    done = run(demo, "client.py", base, "--count", "10")
+    assert done.returncode == 1
+    assert "does not answer" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(demo, "load.py", base, "--rate", "20", "--seconds", "0.2")
+    assert done.returncode == 1
+    assert done.stdout == "4 requests, 4 errors\n  4 × ClientConnectorError\n"
+    assert run(demo, "load.py", base, "--rate", "0").returncode == 2
+    done = run(demo, "load.py", base, "--flights", "nowhere.parquet")
+    assert done.returncode == 1
+    assert "nowhere.parquet" in done.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+        return port

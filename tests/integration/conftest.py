@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import faults
 import pytest
 from loading import Loader, loader
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    faults.ALL_POINTS = config.getoption("--all-points")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 import featurestore as fs
-from featurestore.storage.engine import resolve_url
+from featurestore.storage.address import resolve_url
+from featurestore.storage.postgresql_wire import statement_options
 from featurestore.testing import allow_blocking
 
 view = fs.FeatureView(
@@ -60,6 +61,30 @@ def test_libpqs_sslmode_is_understood():
 def test_other_drivers_are_refused_with_what_to_use(url: str):
     with pytest.raises(fs.DefinitionError, match="postgresql://"):
         fs.FeatureStore(url)
+
+
+@pytest.mark.parametrize(
+    ("query", "sizes"),
+    [
+        ("", {}),
+        ("ssl=require", {}),
+        ("prepared_statement_cache_size=0", {"prepared": 0, "driver": 0}),
+        ("statement_cache_size=0", {"prepared": 0, "driver": 0}),
+        ("statement_cache_size=0&prepared_statement_cache_size=50", {"prepared": 0, "driver": 0}),
+        ("statement_cache_size=7", {"driver": 7}),
+        ("prepared_statement_cache_size=50", {"prepared": 50}),
+    ],
+)
+def test_one_word_turns_off_both_caches_of_prepared_statements(query: str, sizes: dict[str, int]):
+    names = {"prepared": "prepared_statement_cache_size", "driver": "statement_cache_size"}
+    wanted = {names[which]: size for which, size in sizes.items()}
+    assert statement_options(resolve_url(f"postgresql://h/d?{query}")) == wanted
+
+
+@pytest.mark.parametrize("said", ["off", "-1", "0&statement_cache_size=1", "٣"])
+def test_a_number_of_prepared_statements_that_is_none(said: str):
+    with pytest.raises(fs.DefinitionError, match="statement_cache_size=0"):
+        fs.FeatureStore(f"postgresql://me:secret@h/d?statement_cache_size={said}")
 
 
 def test_making_a_store_does_no_io(tmp_path: Path):

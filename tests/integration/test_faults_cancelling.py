@@ -30,7 +30,8 @@ from faults import (
 )
 
 import featurestore as fs
-from featurestore.storage.engine import Database, Session
+from featurestore.storage.engine import Database
+from featurestore.storage.session import Session
 from featurestore.testing import PostgresServer
 
 postgresql = pytest.mark.parametrize("featurestore_url", ["postgresql"], indirect=True)
@@ -234,7 +235,7 @@ async def test_a_cancelled_write_takes_back_itself_or_all_of_its_transaction(
 
     async with opened(featurestore_url) as store:
         kept = 0
-        for pause in (0, 0.001, 0.002, 0.004, 0.008):
+        for pause in (0, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032):
             try:
                 await two_pushes(store, pause)
             except fs.StoreUnavailableError as error:

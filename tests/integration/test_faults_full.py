@@ -19,7 +19,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 import featurestore as fs
-from featurestore.storage.engine import resolve_url
+from featurestore.storage.address import resolve_url
 
 
 @pytest.fixture(scope="module")

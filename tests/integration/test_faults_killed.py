@@ -115,14 +115,15 @@ async def test_killed_at_any_step_of_sqlite(
     kills: list[dict] = [{"kill_at": at} for at in spread(18 if not options else 7, steps)]
     # In the middle of writing a COMMIT: it takes about a millisecond.
     late = [0, 0.0002, 0.0004, 0.0008, 0.0016, 0.0032]
+    at_steps = len(kills)
     kills += [{"kill_after_commit": seconds} for seconds in late[:: 1 if not options else 3]]
     for kill in kills:
         async with opened(featurestore_url) as store:
-            reached += killed(await run(store, **kill))
+            reached += killed(await run(store, **kill)) and "kill_at" in kill
             await load_again(store, file, wanted, options.get("commit_every", 0), str(kill))
             damage = await check(store)
             assert damage == "ok", (kill, damage)
-    assert reached > len(kills) * 0.6, "it was rarely killed: the test proves little"
+    assert reached > at_steps * 0.7, "it was rarely killed: the test proves little"
 
 
 async def check(store: fs.FeatureStore) -> str:

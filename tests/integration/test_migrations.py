@@ -21,7 +21,8 @@ from alembic.script import ScriptDirectory
 
 import featurestore as fs
 from featurestore.storage import migrations, tables
-from featurestore.storage.engine import Database, Session
+from featurestore.storage.engine import Database
+from featurestore.storage.session import Session
 
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = fs.Entity("driver", join_keys={"driver_id": fs.Int64})

@@ -224,7 +224,8 @@ def test_commands_and_their_options_are_there(path: Path):
     commands: dict[str, click.Command] = {str(command.name): command for command in COMMANDS}
     for name, rest in re.findall(r"\bfeaturestore ([a-z][a-z-]*)\b([^\n|>&]*)", code_in(path)):
         assert name in commands, f"featurestore {name}"
-        known = {option for one in commands[name].params for option in one.opts}
+        parts = [commands[name], *getattr(commands[name], "commands", {}).values()]
+        known = {option for part in parts for one in part.params for option in one.opts}
         unknown = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest)) - known - {"--help"}
         assert not unknown, f"featurestore {name}{rest}"
 

@@ -23,12 +23,12 @@ LAYERS = [
     ["context", "selection"],
     ["ingest", "online"],
     ["portal", "training"],
-    ["repository"],
+    ["repository", "wire"],
     ["calls"],
     ["store"],
-    ["sync"],
+    ["client", "integrations", "sync"],
     ["featurestore"],  # the page of public names
-    ["demo_screen"],
+    ["demo_screen", "server"],
     ["demo", "testing"],
     ["cli"],
 ]

@@ -42,15 +42,20 @@ ERRORS = [
 ]
 CONTRACT = {*DEFINITIONS, *TYPES, *STORE, *REPORTS, *ERRORS, "sync"}
 MORE = {
+    "Cache",
+    "CacheStats",
     "Change",
     "FeatureSelection",
     "FeatureType",
     "Features",
+    "GatherStats",
     "InvalidRow",
+    "Limits",
     "Load",
     "LoadReport",
     "Progress",
     "QuarantinedRow",
+    "StoreStats",
     "StreamReport",
     "Transaction",
     "UndoReport",

@@ -6,8 +6,10 @@ import click
 
 from featurestore.cli.commands.demo import demo
 from featurestore.cli.commands.ingest import ingest
+from featurestore.cli.commands.keys import keys
 from featurestore.cli.commands.ledger import loads, status, undo
 from featurestore.cli.commands.reading import online, training_set
+from featurestore.cli.commands.serving import serve
 from featurestore.cli.commands.setup import apply, init, migrate, plan
 from featurestore.cli.commands.writing import materialize, push
 
@@ -24,5 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     loads,
     undo,
     status,
+    serve,
+    keys,
     demo,
 )

@@ -1,0 +1,10 @@
+"""A store in a web service of one's own: opened and closed with it, errors as HTTP answers.
+
+``featurestore.integrations.fastapi`` is for FastAPI, ``.starlette`` for Starlette alone and
+``.aiohttp`` for aiohttp. Each imports its framework, which must be installed; this page imports
+none of them.
+"""
+
+from featurestore.integrations._stores import check_store
+
+__all__ = ["check_store"]
