@@ -121,6 +121,7 @@ class Gatherer:
         self._commit_seconds = commit_seconds
         self._waiting: deque[_Push] = deque()
         self._under_way = 0
+        self._began = 0.0  # the latest of those under way
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -130,14 +131,23 @@ class Gatherer:
         Raises :class:`OverloadedError` where too many wait, or it has waited too long; nothing of
         the rows was written then.
         """
-        if self._under_way or self._waiting:
+        if self._waiting or (self._under_way and not self._may_pass()):
             return await self._wait(_Push(plan, rows, size, self._counts.limits))
-        self._under_way += 1
+        self._begun()
         try:
             answer = await self._sent(plan, [rows])
         finally:
             self._ended()
         return answer if isinstance(answer, Refusal) else answer[0]
+
+    def _begun(self) -> None:
+        self._under_way += 1
+        self._began = asyncio.get_running_loop().time()
+
+    def _may_pass(self) -> bool:
+        """Whether all that are under way have stalled, and one more may go beside them."""
+        under_way = asyncio.get_running_loop().time() - self._began
+        return self._under_way < self._at_once and under_way >= STALLED_SECONDS
 
     async def _sent(self, plan: PushPlan, callers: Sequence[Rows]) -> Sequence[Written] | Refusal:
         with self._counts.batch(len(callers)):
@@ -203,7 +213,7 @@ class Gatherer:
 
     def _start(self) -> None:
         group = _Group(self._taken())
-        self._under_way += 1
+        self._begun()
         group.task = asyncio.get_running_loop().create_task(
             self._run(group), name="featurestore push"
         )

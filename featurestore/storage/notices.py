@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from featurestore.errors import FeatureStoreError
@@ -36,6 +35,7 @@ CHECK_SECONDS = 30.0
 """How often a listener on a connection without news asks whether its server is still there."""
 
 ANSWER_SECONDS = 10.0
+CLOSE_SECONDS = 2.0
 FIRST_PAUSE = 0.1
 LAST_PAUSE = 30.0
 
@@ -155,8 +155,8 @@ class Listener:
 
     async def _listen(self) -> None:
         pause = FIRST_PAUSE
-        while True:
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        while not self._closed:
             began = loop.time()
             with suppress(FeatureStoreError):
                 async with self._connected() as (driver, lost):
@@ -195,8 +195,9 @@ class Listener:
 async def _apart(database: Database) -> AsyncIterator[Any]:
     """A driver's connection, opened as the pool opens its own and taken out of it."""
     connection = await opened(_started(database.engine), AsyncConnection.close)
-    driver = (await connection.get_raw_connection()).driver_connection
+    driver: Any = None
     try:
+        driver = (await connection.get_raw_connection()).driver_connection
         await connection.run_sync(sa.Connection.detach)
         yield driver
     finally:
@@ -208,6 +209,9 @@ async def _started(engine: AsyncEngine) -> AsyncConnection:
 
 
 async def _closed(connection: AsyncConnection, driver: Any) -> None:
-    driver.terminate()
-    with suppress(SQLAlchemyError, OSError):
-        await connection.close()
+    # Whatever comes of it must not stand in the way of a cancellation.
+    with suppress(Exception):
+        async with asyncio.timeout(CLOSE_SECONDS):
+            await connection.close()
+    if driver is not None:
+        driver.terminate()

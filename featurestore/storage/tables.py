@@ -163,7 +163,14 @@ load = sa.Table(
     # What its file holds; a load in steps is done when all of them were read. Null where the
     # source did not say.
     sa.Column("rows_total", sa.BigInteger),
-    sa.Index(None, "view_id", "footer_hash"),
+    # Pushes have no footer, and are by far the most.
+    sa.Index(
+        None,
+        "view_id",
+        "footer_hash",
+        postgresql_where=sa.text("footer_hash IS NOT NULL"),
+        sqlite_where=sa.text("footer_hash IS NOT NULL"),
+    ),
 )
 
 _due = sa.text("future_until IS NOT NULL AND undone_at IS NULL")

@@ -19,6 +19,7 @@ import asyncpg
 import pyarrow as pa
 import pytest
 import sqlalchemy as sa
+from faults import Complaints
 from sqlalchemy.ext.asyncio import create_async_engine
 
 import featurestore as fs
@@ -173,6 +174,26 @@ async def test_the_listener_stands_beside_the_pool_and_goes_with_the_store(
     await becomes(count, 0)
 
 
+async def test_a_store_may_be_closed_while_its_listener_connects(
+    store: fs.FeatureStore, featurestore_url: str, featurestore_postgres: PostgresServer
+):
+    for steps in range(0, 60, 4):
+        with Complaints():
+            async with fs.FeatureStore(featurestore_url, cache=fs.Cache(max_staleness=HOUR)) as one:
+                await trips(one, 1)
+                for _ in range(steps):
+                    await asyncio.sleep(0.0005)
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "featurestore notices"]
+    await store.close()
+
+    async def count() -> int:
+        return len(
+            await asyncio.to_thread(featurestore_postgres.activity, store.engine.url.database)
+        )
+
+    await becomes(count, 0)
+
+
 async def test_what_is_missed_while_the_connection_is_lost_is_dropped(
     cached: fs.FeatureStore, featurestore_postgres: PostgresServer
 ):
@@ -190,6 +211,22 @@ async def test_what_is_missed_while_the_connection_is_lost_is_dropped(
 
         await becomes(count, 1)
     await listening(cached, 99)
+
+
+async def test_what_is_kept_is_dropped_at_once_when_the_connection_is_lost(
+    cached: fs.FeatureStore,
+    featurestore_postgres: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(notices, "FIRST_PAUSE", 60.0)  # it does not listen again in time
+    await listening(cached, 5)
+    (line,) = await listeners(featurestore_postgres, cached)
+    assert await trips(cached, 1) == [5]
+    async with cached.engine.begin() as connection:
+        await connection.execute(sa.select(sa.func.pg_terminate_backend(int(line.split()[0]))))
+    await others_write(cached, 6, None)
+    await becomes(lambda: trips(cached, 1), [6])
+    assert await listeners(featurestore_postgres, cached) == []
 
 
 async def test_a_listener_that_hears_nothing_asks_whether_its_server_is_there(
