@@ -249,6 +249,8 @@ class Gatherer:
             if not answers:  # this task was cancelled, with its loop or store
                 answers = [copy_of(self._counts.given_up()) for _ in group.pushes]
             _tell(group.pushes, answers)
+            # They know their group: a circle of the two would wait for the garbage collector.
+            group.pushes = ()
 
     async def _answers(self, pushes: Sequence[_Push]) -> list[Answer]:
         """Write the rows of pushes, as one where that goes well."""

@@ -82,16 +82,25 @@ def _few(keys: Iterable[Sequence[Any]]) -> list[Sequence[Any]] | None:
 
 
 def understood(text: str) -> tuple[str | None, list[tuple[Any, ...]] | None]:
-    """The view and the keys of a message, as :data:`Heard` takes them; all of the project where
-    somebody else has sent what is none."""
+    """The view and the keys of a message, as :data:`Heard` takes them.
+
+    Anybody may send what is none: it counts for all of the project, or of the view that it names.
+    """
     try:
         said = json.loads(text)
-        view, keys = said.get("view"), said.get("keys")
-        if isinstance(view, str):
-            return view, None if keys is None else [tuple(key) for key in keys]
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        pass
-    return None, None
+    except (ValueError, RecursionError):
+        return None, None
+    view = said.get("view") if isinstance(said, dict) else None
+    if not isinstance(view, str):
+        return None, None
+    keys = said.get("keys")
+    if not isinstance(keys, list) or not all(map(_is_key, keys)):
+        return view, None
+    return view, [tuple(key) for key in keys]
+
+
+def _is_key(said: Any) -> bool:
+    return isinstance(said, list) and all(isinstance(value, str | int) for value in said)
 
 
 # --- telling ------------------------------------------------------------------------------

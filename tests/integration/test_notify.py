@@ -115,6 +115,11 @@ async def test_what_others_say_is_dropped(cached: fs.FeatureStore):
             '{"view": "told", "keys": [[1], [2], [3]]}',
             "{}",
             "no message of ours",
+            "[1]",
+            '{"view": 7}',
+            '{"view": "told", "keys": 7}',
+            '{"view": "told", "keys": [[1, 2], [{}]]}',
+            '{"view": "told", "keys": [[1, 2]]}',
         ]
     ):
         assert None not in await trips(cached, 1, 2)
