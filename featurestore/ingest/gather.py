@@ -9,7 +9,6 @@ timer to gather by.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -21,7 +20,7 @@ from featurestore.errors import (
     OverloadedError,
     StoreUnavailableError,
 )
-from featurestore.reports import BATCH_SIZES, GatherStats
+from featurestore.storage.counts import Counts
 from featurestore.storage.faults import copy_of
 from featurestore.storage.limits import Limits
 from featurestore.storage.push import PushPlan, Rows
@@ -150,8 +149,11 @@ class Gatherer:
         return self._under_way < self._at_once and under_way >= STALLED_SECONDS
 
     async def _sent(self, plan: PushPlan, callers: Sequence[Rows]) -> Sequence[Written] | Refusal:
-        with self._counts.batch(len(callers)):
+        self._counts.begin(len(callers))
+        try:
             return await self._send(plan, callers)
+        finally:
+            self._counts.end()
 
     # --- waiting --------------------------------------------------------------------------
 
@@ -247,7 +249,7 @@ class Gatherer:
             # The next group is sent before these callers go on: the database works meanwhile.
             self._ended()
             if not answers:  # this task was cancelled, with its loop or store
-                answers = [copy_of(self._counts.given_up()) for _ in group.pushes]
+                answers = [self._given_up() for _ in group.pushes]
             _tell(group.pushes, answers)
             # They know their group: a circle of the two would wait for the garbage collector.
             group.pushes = ()
@@ -272,13 +274,25 @@ class Gatherer:
         too long, it is broken off."""
         while (first := self._first()) is not None:
             self._counts.leave(1)
-            _tell([first], [self._counts.closed()])
+            _tell([first], [self._closed()])
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+
+    def _closed(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"The store on {self._counts.label} was closed before the push was sent: it was not "
+            f"written."
+        )
+
+    def _given_up(self) -> StoreUnavailableError:
+        return StoreUnavailableError(
+            f"The push to {self._counts.label} was broken off before its answer came; the ledger "
+            f"(store.loads()) says whether it was written."
+        )
 
 
 def _tell(pushes: Sequence[_Push], answers: Sequence[Answer]) -> None:
@@ -289,88 +303,3 @@ def _tell(pushes: Sequence[_Push], answers: Sequence[Answer]) -> None:
             push.answer.set_exception(answer)
         else:
             push.answer.set_result(answer)
-
-
-class Counts:
-    """What the pushes of a store have come to, and how many of them wait, over all views."""
-
-    def __init__(self, limits: Limits, label: str) -> None:
-        self.limits = limits
-        self._label = label
-        self._waiting = self._under_way = 0
-        self._requests = self._rows = self._batches = self._overloaded = 0
-        self._sizes = [0] * (len(BATCH_SIZES) + 1)
-
-    def request(self, rows: int) -> None:
-        """A caller with so many rows has come."""
-        self._requests += 1
-        self._rows += rows
-
-    def enter(self) -> None:
-        """One more waits; :class:`OverloadedError` where that would be too many."""
-        if self._waiting >= self.limits.max_waiting:
-            self._overloaded += 1
-            raise OverloadedError(
-                f"{self._waiting:,} pushes to {self._label} wait already, so this one was not "
-                f"written; try again later."
-            )
-        self._waiting += 1
-
-    def leave(self, pushes: int) -> None:
-        """So many wait no more."""
-        self._waiting -= pushes
-
-    def batch(self, pushes: int) -> _Batch:
-        """Around a statement of so many pushes."""
-        self._batches += 1
-        self._sizes[bisect_left(BATCH_SIZES, pushes)] += 1
-        return _Batch(self)
-
-    def late(self) -> OverloadedError:
-        """The error for one that has waited too long."""
-        self._overloaded += 1
-        return OverloadedError(
-            f"The push has waited {self.limits.wait_seconds:g} seconds for its turn on "
-            f"{self._label} and was not written; try again later."
-        )
-
-    def closed(self) -> StoreUnavailableError:
-        """The error for one that waits when its store is closed."""
-        return StoreUnavailableError(
-            f"The store on {self._label} was closed before the push was sent: it was not written."
-        )
-
-    def given_up(self) -> StoreUnavailableError:
-        """The error for one whose group was cancelled."""
-        return StoreUnavailableError(
-            f"The push to {self._label} was broken off before its answer came; the ledger "
-            f"(store.loads()) says whether it was written."
-        )
-
-    def stats(self) -> GatherStats:
-        """All of it."""
-        return GatherStats(
-            self._requests,
-            self._rows,
-            self._batches,
-            tuple(self._sizes),
-            self._waiting,
-            self._under_way,
-            self._overloaded,
-        )
-
-    def _under(self, change: int) -> None:
-        self._under_way += change
-
-
-class _Batch:
-    __slots__ = ("_counts",)
-
-    def __init__(self, counts: Counts) -> None:
-        self._counts = counts
-
-    def __enter__(self) -> None:
-        self._counts._under(1)
-
-    def __exit__(self, *error: object) -> None:
-        self._counts._under(-1)

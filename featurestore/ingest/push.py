@@ -17,7 +17,6 @@ from featurestore.ingest.gather import (
     GROUP_BYTES,
     GROUP_VALUES,
     GROUPS_AT_ONCE,
-    Counts,
     Gatherer,
     Refusal,
     Written,
@@ -28,6 +27,7 @@ from featurestore.ingest.read import RowReader
 from featurestore.ingest.rows import is_arrow, listed, load_arrow, push_rows, write_rows
 from featurestore.ingest.writer import INLINE_ROWS, SMALL
 from featurestore.reports import GatherStats, LoadReport
+from featurestore.storage.counts import Counts
 from featurestore.storage.engine import Database
 from featurestore.storage.faults import LayoutChanged, lost_to_others
 from featurestore.storage.limits import DEFAULT_LIMITS
@@ -86,7 +86,7 @@ class Pushes:
             limits, label = self._database.limits, self._database.label
         # Until a database turns out to have transactions that do not see what they waited for.
         self._by_itself = True
-        self._counts = Counts(limits, label)
+        self._counts = Counts(limits, label, "push", "not written")
         self._lanes: dict[str, _Lane] = {}
         self._ways: dict[str, _Way] = {} if outside is None else outside._ways
 

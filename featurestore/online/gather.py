@@ -11,7 +11,6 @@ all that the loop has to run by then has run.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Awaitable, Sequence
 from functools import partial
@@ -23,7 +22,8 @@ from featurestore.errors import (
     StoreUnavailableError,
 )
 from featurestore.online.keys import Key
-from featurestore.reports import BATCH_SIZES, GatherStats
+from featurestore.reports import GatherStats
+from featurestore.storage.counts import Counts
 from featurestore.storage.dialect import Found, Lookups
 from featurestore.storage.engine import Database
 from featurestore.storage.faults import copy_of
@@ -142,9 +142,7 @@ class Reads:
         self._large = Lane()
         self._large_in_flight = max(1, database.pool_size // 2)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiting = self._under_way = 0
-        self._requests = self._rows = self._batches = self._overloaded = 0
-        self._sizes = [0] * (len(BATCH_SIZES) + 1)
+        self._counts = Counts(database.limits, database.label, "read", "not sent")
 
     def find(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Awaitable[Found]:
         """The row found for each of ``keys``, in their order; None where the registry is at another
@@ -152,8 +150,7 @@ class Reads:
 
         Raises :class:`OverloadedError` where too many wait, or one has waited too long.
         """
-        self._requests += 1
-        self._rows += len(keys)
+        self._counts.request(len(keys))
         if len(keys) >= ALONE_ROWS:
             lane = self._large
         if lane.crowded or lane.in_flight >= self._limit(lane):
@@ -163,12 +160,11 @@ class Reads:
     async def _query(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Found:
         """One caller's own statement."""
         lane.in_flight += 1
-        self._under_way += 1
-        self._count(1)
+        self._counts.begin(1)
         try:
             return await self._database.find_online(lookups, keys)
         finally:
-            self._under_way -= 1
+            self._counts.end()
             lane.in_flight -= 1
             if lane.waiting:
                 self._send_soon(lane)
@@ -176,24 +172,15 @@ class Reads:
     def _limit(self, lane: Lane) -> int:
         return self._large_in_flight if lane is self._large else self._in_flight
 
-    def _count(self, requests: int) -> None:
-        self._batches += 1
-        self._sizes[bisect_left(BATCH_SIZES, requests)] += 1
-
     # --- waiting --------------------------------------------------------------------------
 
     async def _wait(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Found:
-        limits = self._database.limits
-        if self._waiting >= limits.max_waiting:
-            self._overloaded += 1
-            raise OverloadedError(
-                f"{self._waiting:,} callers wait for online reads already; try again later."
-            )
+        self._counts.enter()
         loop = asyncio.get_running_loop()
-        request = _Request(lookups, keys, loop.time() + limits.wait_seconds, loop.create_future())
+        deadline = loop.time() + self._counts.limits.wait_seconds
+        request = _Request(lookups, keys, deadline, loop.create_future())
         lane.waiting.append(request)
         lane.crowded = True
-        self._waiting += 1
         if not lane.due and lane.in_flight < self._limit(lane):
             self._send_soon(lane)
         if lane.timer is None:
@@ -204,7 +191,7 @@ class Reads:
             if request.batch is not None:
                 request.batch.leave()
             elif request.answer.cancelled():
-                self._waiting -= 1  # it stays in the lane until those before it are gone
+                self._counts.leave(1)  # it stays in the lane until those before it are gone
             if request.answer.done() and not request.answer.cancelled():
                 request.answer.exception()  # it came too late to be raised
             raise
@@ -213,22 +200,14 @@ class Reads:
         """Tell those that have waited too long, who stand in front."""
         loop = asyncio.get_running_loop()
         lane.timer = None
-        limits = self._database.limits
-        now = loop.time()
         while lane.waiting:
             first = lane.waiting[0]
             if not first.answer.done():
-                if first.deadline > now:
+                if first.deadline > loop.time():
                     lane.timer = loop.call_at(first.deadline, self._expire, lane)
                     return
-                self._waiting -= 1
-                self._overloaded += 1
-                first.answer.set_exception(
-                    OverloadedError(
-                        f"The read has waited {limits.wait_seconds:g} seconds for its turn on "
-                        f"{self._database.label}; try again later."
-                    )
-                )
+                self._counts.leave(1)
+                first.answer.set_exception(self._counts.late())
             lane.waiting.popleft()
 
     # --- batches --------------------------------------------------------------------------
@@ -248,7 +227,7 @@ class Reads:
             if not lane.waiting:
                 break
             lane.in_flight += 1
-            share = -(-len(lane.waiting) // parts)
+            share = 1 if lane is self._large else -(-len(lane.waiting) // parts)
             task = asyncio.get_running_loop().create_task(self._run(lane, share))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
@@ -280,13 +259,12 @@ class Reads:
             if not requests:
                 return
             sent.append(_Batch(requests))
-            self._count(len(requests))
         batch = sent[0]
-        self._under_way += 1
+        self._counts.begin(batch.size)
         try:
             batch.answer(await self._database.find_on(driver, batch.lookups, batch.keys))
         finally:
-            self._under_way -= 1
+            self._counts.end()
 
     async def _one_by_one(self, lane: Lane, batch: _Batch) -> None:
         """What one caller's keys have broken must not break the others."""
@@ -308,22 +286,14 @@ class Reads:
                 continue
             taken.append(request)
             rows += len(request.keys)
-        self._waiting -= len(taken)
+        self._counts.leave(len(taken))
         return taken
 
     # --- the whole ------------------------------------------------------------------------
 
     def stats(self) -> GatherStats:
         """What the reads have come to so far."""
-        return GatherStats(
-            self._requests,
-            self._rows,
-            self._batches,
-            tuple(self._sizes),
-            self._waiting,
-            self._under_way,
-            self._overloaded,
-        )
+        return self._counts.stats()
 
     async def close(self) -> None:
         """Wait until those that wait have their answers: each has a deadline."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from featurestore.errors import InvalidRow, InvalidRowsError, SchemaMismatchError
@@ -22,7 +23,7 @@ def entity_keys(rows: Sequence[Any], columns: Mapping[str, FeatureType]) -> list
     :class:`InvalidRowsError` for a value that does not fit. None is no error: it finds nothing.
     """
     try:
-        found = [[row[name] for row in rows] for name in columns]
+        found = [list(map(itemgetter(name), rows)) for name in columns]
     except (KeyError, TypeError, IndexError):
         return [_keys(row, columns, index) for index, row in enumerate(rows)]
     for values, kind in zip(found, columns.values(), strict=True):
