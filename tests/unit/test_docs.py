@@ -15,6 +15,7 @@ import inspect
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -162,6 +163,9 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     shown = {"COLUMNS": "80", "NO_COLOR": "1", "PYTHONUNBUFFERED": "1", "PATH": programs}
     before = set(sys.modules)
     yield Reader(tmp_path, {**os.environ, **shown})
+    for started in tmp_path.glob("*.pid"):  # where a page that starts something was not followed
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(started.read_text()), signal.SIGTERM)
     for name in set(sys.modules) - before:
         file = getattr(sys.modules[name], "__file__", None)
         if file is not None and Path(file).is_relative_to(tmp_path):

@@ -249,6 +249,7 @@ async def _view_status(store: FeatureStore, view: FeatureView) -> dict[str, Any]
         "features": _type_names(view.types),
         "ttl_seconds": None if view.ttl is None else view.ttl.total_seconds(),
         "online": view.online,
+        "notify": view.notify,
         "source": None if view.source is None else [*map(without_secrets, view.source.paths)],
         "rows": await store.repository(view.name).count(),
         "loads": len(loads),
