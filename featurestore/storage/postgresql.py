@@ -232,7 +232,9 @@ class PostgreSQL:
     ) -> sa.ColumnElement[bool]:
         # An interval of days would follow the session's zone through daylight saving: seconds.
         whole, micros = ttl.days * 86_400 + ttl.seconds, ttl.microseconds
-        interval = sa.cast(sa.literal(f"{whole}.{micros:06d} seconds", sa.Text), pg.INTERVAL())
+        # Two numbers, in the text: as a value it would be read anew for each row.
+        seconds = sa.literal_column(f"'{whole}.{micros:06d} seconds'", sa.Text)
+        interval = sa.cast(seconds, pg.INTERVAL())
         # The index has a use for a bound on the event time, but timestamps end in 4713 BC.
         return event + interval >= at if ttl > _LONG_TTL else event >= at - interval
 

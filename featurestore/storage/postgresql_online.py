@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -58,6 +59,19 @@ class _Place:
         self.index = index
 
 
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    """What was compiled for a request: for one row of keys, for many, and for many of each view.
+
+    ``as_text`` says that some keys are sent as text, see :meth:`PostgreSQL.bind`.
+    """
+
+    one: _Statement
+    many: _Statement
+    each: Sequence[_Statement]
+    as_text: bool
+
+
 async def find(
     driver: Any,
     sql: sa.Dialect,
@@ -66,31 +80,34 @@ async def find(
     keys: Sequence[Sequence[Any]],
 ) -> Found:
     """See :meth:`Dialect.find_online`."""
-    cache = lookups.cache
-    alone = len(keys) == 1
+    statements: _Statements = lookups.cache.get("statements") or _compile(sql, dialect, lookups)
     try:
-        statement = cache["one" if alone else "many"]
-    except KeyError:
-        number = max(len(lookups.key_types), 1)
-        cache["one"] = _Statement(_one(dialect, lookups), sql, number)
-        cache["many"] = _Statement(_many(dialect, lookups, lookups.lookups), sql, number)
-        cache["each"] = [
-            _Statement(_many(dialect, lookups, [one]), sql, number) for one in lookups.lookups
-        ]
-        statement = cache["one" if alone else "many"]
-    sent = _sent(lookups.key_types, keys)
-    try:
+        if len(keys) == 1:
+            row = keys[0]
+            if statements.as_text:
+                row = [column[0] for column in _sent(lookups.key_types, keys)]
+            statement = statements.one
+            return await driver.fetch(statement.sql, *statement.values(row)) or None
+        sent = _sent(lookups.key_types, keys)
         if len(keys) > APART_ROWS and len(lookups.lookups) > 1 and not driver.is_in_transaction():
-            rows = await _apart(driver, cache["each"], sent)
-        else:
-            values = statement.values([column[0] for column in sent] if alone else sent)
-            rows = await driver.fetch(statement.sql, *values)
+            return await _apart(driver, statements.each, sent) or None
+        statement = statements.many
+        rows = await driver.fetch(statement.sql, *statement.values(sent))
     except asyncio.CancelledError:
         await postgresql_wire.stop(driver)
         raise
-    if not rows:
-        return None
-    return rows if alone else _in_order(rows)
+    return _in_order(rows) if rows else None
+
+
+def _compile(sql: sa.Dialect, dialect: PostgreSQL, lookups: Lookups) -> _Statements:
+    number = max(len(lookups.key_types), 1)
+    found = lookups.cache["statements"] = _Statements(
+        _Statement(_one(dialect, lookups), sql, number),
+        _Statement(_many(dialect, lookups, lookups.lookups), sql, number),
+        [_Statement(_many(dialect, lookups, [one]), sql, number) for one in lookups.lookups],
+        any(kind in (Date, Timestamp) for kind in lookups.key_types),
+    )
+    return found
 
 
 async def _apart(
