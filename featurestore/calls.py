@@ -5,7 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -15,7 +23,13 @@ import pyarrow as pa
 
 from featurestore.context import Context, TransactionContext
 from featurestore.definitions import FeatureView, ParquetSource
-from featurestore.errors import DefinitionError, NotFoundError, SourceError
+from featurestore.errors import (
+    DefinitionError,
+    InvalidRowsError,
+    NotFoundError,
+    SchemaMismatchError,
+    SourceError,
+)
 from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES, Budget
 from featurestore.ingest.files import load_files
 from featurestore.ingest.job import FILES_AT_ONCE, Job
@@ -56,6 +70,11 @@ Engine = Literal["auto", "sql"]
 INLINE_ENTITIES = 1_000
 """Entity rows up to this many are checked on the loop: less than a millisecond, where a thread
 would cost a lone caller a tenth of one."""
+
+_OUT_OF_DATE = (
+    NotFoundError, DefinitionError, SchemaMismatchError, InvalidRowsError, LayoutChanged,
+)  # fmt: skip
+"""What a read may end with where the registry is older here than the definitions it goes by."""
 
 _READ_TRIES = 3
 """A read notices at most this many applies in a row by other processes."""
@@ -222,6 +241,8 @@ class Calls:
         that is not there, or older than its view's ttl, is None: ``statuses`` says which.
         """
         rows = entity_rows if type(entity_rows) is list else await _listed(entity_rows)
+        if isinstance(features, Iterator):  # it may be gone through again
+            features = list(features)
         catalog = self._context.known or await self._context.known_catalog()
         for _ in range(_READ_TRIES):
             try:
@@ -236,7 +257,7 @@ class Calls:
                 if kept is not None:
                     return FoundFeatures(plan.shape, keys, kept)
                 found = await self._find(plan, keys)
-            except (NotFoundError, DefinitionError, LayoutChanged):
+            except _OUT_OF_DATE:
                 # Another process may have applied what is not known here.
                 newer = await self._context.newer_catalog(catalog)
                 if newer.revision == catalog.revision:

@@ -80,10 +80,10 @@ class _Request:
 class _Batch:
     """Requests of one kind that one statement answers."""
 
-    def __init__(self, requests: Sequence[_Request]) -> None:
+    def __init__(self, requests: Sequence[_Request], task: asyncio.Task[Any] | None) -> None:
         self.requests = requests
         self.size = self._left = len(requests)
-        self._task = asyncio.current_task()
+        self._task = task  # is cancelled when all callers were
         self._places: dict[Key, int] = {}
         for request in requests:
             request.batch = self
@@ -142,6 +142,7 @@ class Reads:
         self._large = Lane()
         self._large_in_flight = max(1, database.pool_size // 2)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._counts = Counts(database.limits, database.label, "read", "not sent")
 
     def find(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Awaitable[Found]:
@@ -150,6 +151,8 @@ class Reads:
 
         Raises :class:`OverloadedError` where too many wait, or one has waited too long.
         """
+        if self._closed:
+            raise StoreUnavailableError(f"The store on {self._counts.label} is closed.")
         self._counts.request(len(keys))
         if len(keys) >= ALONE_ROWS:
             lane = self._large
@@ -239,7 +242,7 @@ class Reads:
             await self._database.on_driver(partial(self._send, lane, share, sent), again=True)
         except Exception as error:  # noqa: BLE001 - it is raised by each that waits for it
             # Without a connection nothing was sent: all that wait are told.
-            batch = sent[0] if sent else _Batch(self._take(lane, len(lane.waiting)))
+            batch = sent[0] if sent else _Batch(self._take(lane, len(lane.waiting)), None)
             passing = isinstance(error, StoreUnavailableError | OverloadedError)
             if passing or batch.size < 2:
                 batch.fail(error)
@@ -258,7 +261,7 @@ class Reads:
             requests = self._take(lane, share)
             if not requests:
                 return
-            sent.append(_Batch(requests))
+            sent.append(_Batch(requests, asyncio.current_task()))
         batch = sent[0]
         self._counts.begin(batch.size)
         try:
@@ -268,14 +271,21 @@ class Reads:
 
     async def _one_by_one(self, lane: Lane, batch: _Batch) -> None:
         """What one caller's keys have broken must not break the others."""
+        given_up: FeatureStoreError | None = None
         for request in batch.requests:
             if request.answer.done():
                 continue
-            alone = _Batch([request])
+            # Cancelled, it takes back its own answer alone: this task goes on for the others.
+            alone = _Batch([request], task=None)
+            if given_up is not None:
+                alone.fail(given_up)
+                continue
             try:
                 alone.answer(await self._query(lane, request.lookups, request.keys))
-            except FeatureStoreError as error:
+            except Exception as error:  # noqa: BLE001 - it is raised by the one that waits for it
                 alone.fail(error)
+                if isinstance(error, StoreUnavailableError | OverloadedError):
+                    given_up = error  # nor would the database answer the next
 
     def _take(self, lane: Lane, share: int) -> list[_Request]:
         taken: list[_Request] = []
@@ -296,6 +306,7 @@ class Reads:
         return self._counts.stats()
 
     async def close(self) -> None:
-        """Wait until those that wait have their answers: each has a deadline."""
+        """Refuse further reads, and wait for those that wait already: each has a deadline."""
+        self._closed = True
         while self._tasks:
             await asyncio.wait(self._tasks)

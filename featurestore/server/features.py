@@ -10,7 +10,8 @@ from urllib.parse import parse_qs
 import pyarrow as pa
 
 from featurestore import wire
-from featurestore.errors import SchemaMismatchError
+from featurestore.definitions import FeatureView
+from featurestore.errors import InvalidRowsError, SchemaMismatchError
 from featurestore.online.vectors import OnlineFeatures
 from featurestore.server.answers import ARROW, Answer, Refused, read_json, write_json
 from featurestore.server.bodies import read_table
@@ -63,19 +64,29 @@ class FeatureRoutes:
 
     async def push(self, call: Call) -> Answer:
         """Write rows into a view."""
-        name = call.path["view"]
-        rows: Any
+        name, store = call.path["view"], self._state.store
         if call.brings_arrow():
-            rows = await self._table(call)
-        else:
-            given = await self._document(call, frozenset(("rows",)))
-            rows = _rows(given, "rows")
-            types = wire.view_types(await self._state.view(name))
-            self._check_values(len(rows), len(types), "columns")
-            large = len(rows) * len(types) > INLINE_VALUES
-            rows = await self._aside(large, wire.decode_rows, rows, types, "the rows")
-        report = await self._state.store.push(name, rows)
+            report = await store.push(name, await self._table(call))
+            return Answer(200, write_json(wire.encode_push(report)))
+        given = await self._document(call, frozenset(("rows",)))
+        rows, view = _rows(given, "rows"), await self._state.view(name)
+        try:
+            report = await store.push(name, await self._pushed(rows, view))
+        except (SchemaMismatchError, InvalidRowsError):
+            # Were the values read by definitions that another process has changed since?
+            newer = await self._state.view(name, than=view)
+            if newer == view:
+                raise
+            report = await store.push(name, await self._pushed(rows, newer))
         return Answer(200, write_json(wire.encode_push(report)))
+
+    async def _pushed(self, rows: Sequence[Any], view: FeatureView) -> Sequence[Any]:
+        """Rows of a request as a view takes them."""
+        types = wire.view_types(view)
+        self._check_values(len(rows), len(types), "columns")
+        large = len(rows) * len(types) > INLINE_VALUES
+        decoded: Sequence[Any] = await self._aside(large, wire.decode_rows, rows, types, "the rows")
+        return decoded
 
     # --- historical -----------------------------------------------------------------------
 

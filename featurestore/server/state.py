@@ -155,11 +155,13 @@ class ServerState:
             self._asked.popitem(last=False)
         return asked
 
-    async def view(self, name: str) -> FeatureView:
-        """The registered view, by the registry as it is known here."""
+    async def view(self, name: str, *, than: FeatureView | None = None) -> FeatureView:
+        """The registered view, by the registry as it is known here; where that has ``than``, as
+        it is."""
         context = self.store._context
         catalog = await context.known_catalog()
-        if name not in catalog.views:
+        known = catalog.views.get(name)
+        if known is None or known.view == than:
             catalog = await context.newer_catalog(catalog)
         return catalog.view(name).view
 

@@ -50,17 +50,19 @@ def create_database_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
     # A database in memory lives in its one connection, so that one is handed around.
     in_memory = sqlite and url.database in (None, "", ":memory:")
     open_connection: Callable[..., Any]
-    statements: dict[str, int] = {}
+    options: dict[str, Any] = {}
     if sqlite:
         from featurestore.storage.sqlite_wire import open_connection
     else:
         from featurestore.storage.postgresql_wire import open_connection, statement_options
 
-        statements = statement_options(url)
+        options |= statement_options(url)
+        if "timeout" not in url.query:  # asyncpg's is a minute
+            options["timeout"] = max(limits.answer_seconds, 1.0)
     try:
         return create_async_engine(
             url,
-            connect_args={"async_creator_fn": open_connection, **statements},
+            connect_args={"async_creator_fn": open_connection, **options},
             poolclass=Pool,
             pool_use_lifo=True,  # a few connections in use are faster than many in turn
             pool_size=1 if in_memory else limits.connections,

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
 )
-from sqlalchemy.pool import AsyncAdaptedQueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
 
 from featurestore.errors import (
     DefinitionError,
@@ -59,8 +59,11 @@ class Database:
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
         self.dialect = _dialect(self.engine, self.owned)
         self.closed = False
-        self._watchdog = Watchdog(self.dialect.interrupt, self.dialect.terminate)
+        self.watchdog = Watchdog(self.dialect.interrupt, self.dialect.terminate)
         self.label = label_of(self.engine.url)
+        # One connection for all, which SQLAlchemy hands to several at a time.
+        shared = isinstance(self.engine.pool, StaticPool)
+        self._shared = asyncio.Lock() if shared else None
         # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
         self._writer = asyncio.Lock() if self.dialect.single_writer else None
 
@@ -71,12 +74,25 @@ class Database:
         """
         if self.owned:
             self.closed = True
-            self._watchdog.close()
+            self.watchdog.close()
             await uninterrupted(self.engine.dispose())
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
         """A connection without a transaction: for single statements that read."""
+        if self._shared is None:
+            async with self._session() as session:
+                yield session
+        else:
+            busy = (
+                f"{self.label} has one connection, which others have used for "
+                f"{self.limits.wait_seconds:g} seconds; try again later, or give the engine a pool."
+            )
+            async with self._turn(self._shared, busy), self._session() as session:
+                yield session
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
         with translated(self.label):
             connection = await self._connect()
         try:
@@ -137,20 +153,20 @@ class Database:
     async def find_on(self, driver: Any, lookups: Lookups, keys: Sequence[Sequence[Any]]) -> Found:
         """The same on a connection that is there, given up where the answer takes too long."""
         seconds = self.limits.answer_seconds + len(keys) / 1_000
-        self._watchdog.begin(driver, seconds)
+        self.watchdog.begin(driver, seconds)
         try:
             found = await self.dialect.find_online(driver, lookups, keys)
         except Exception as error:
-            if not self._watchdog.end(driver):
+            if not self.watchdog.end(driver):
                 raise
             raise StoreUnavailableError(
                 f"{self.label} gave no answer to a read within {seconds:g} seconds. Trying again "
                 f"may help."
             ) from error
         except BaseException:
-            self._watchdog.end(driver)
+            self.watchdog.end(driver)
             raise
-        self._watchdog.end(driver)
+        self.watchdog.end(driver)
         return found
 
     async def is_usable(self, driver: Any) -> bool:
@@ -165,19 +181,25 @@ class Database:
         if self._writer is None:
             yield
             return
+        busy = (
+            f"Another call has been writing to {self.label} for {self.limits.wait_seconds:g} "
+            f"seconds, and SQLite has one writer at a time: nothing was written; try again later."
+        )
+        async with self._turn(self._writer, busy):
+            yield
+
+    @asynccontextmanager
+    async def _turn(self, lock: asyncio.Lock, busy: str) -> AsyncIterator[None]:
+        """A lock, waited for as long as the limits say."""
         try:
-            async with asyncio.timeout(self.limits.wait_seconds if self._writer.locked() else None):
-                await self._writer.acquire()
+            async with asyncio.timeout(self.limits.wait_seconds if lock.locked() else None):
+                await lock.acquire()
         except TimeoutError:
-            raise OverloadedError(
-                f"Another call has been writing to {self.label} for {self.limits.wait_seconds:g} "
-                f"seconds, and SQLite has one writer at a time: nothing was written; try again "
-                f"later."
-            ) from None
+            raise OverloadedError(busy) from None
         try:
             yield
         finally:
-            self._writer.release()
+            lock.release()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from featurestore.storage.dialect import BLOCK
-from featurestore.storage.postgresql_wire import COMMIT_SECONDS, calling
+from featurestore.storage.postgresql_wire import calling
 from featurestore.storage.push import Pushed, PushPlan, Rows
 from featurestore.storage.rule import settle_conflict
 from featurestore.storage.tables import (
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from featurestore.storage.postgresql import PostgreSQL
 
 Select = sa.Select[Any]
+
+ANSWER_SECONDS = 10.0
+"""How long a push whose caller was cancelled may take to stop: a server that is there answers at
+once, even where its COMMIT waits for a replica."""
 
 _CALLER = "__caller"  # beside a view's own columns, whose names hold no "__"
 
@@ -82,8 +86,9 @@ async def push(
     if plan.notice is not None:
         keys = len(plan.keys)
         values["notice"] = plan.notice.text(row[:keys] for rows in callers for row in rows)
-    # By itself it is a COMMIT that was sent, whose answer is waited for.
-    async with calling(driver, patience=STOP_SECONDS if begun else COMMIT_SECONDS):
+    # By itself it is a COMMIT that was sent: a caller that is cancelled asks for its end, and waits
+    # for the answer that says whether it was.
+    async with calling(driver, patience=STOP_SECONDS if begun else ANSWER_SECONDS):
         records = await driver.fetch(statement.sql, *[values[name] for name in statement.order])
     revision, indexed, pending, isolated, number, *_ = records[0]
     written = [] if number is None else [(record[4], record[5]) for record in records]

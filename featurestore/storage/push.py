@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from featurestore.storage.engine import Database
     from featurestore.storage.notices import Notice
 
+PUSH_SECONDS = 60.0
+"""How long a push may take: it may wait for an undo, or an apply that makes tables anew. After that
+its statement is stopped, and a connection that does not even answer to that is given up."""
+
 Rows = Sequence[tuple[Any, ...]]
 """Rows that fit, in the order of a plan's columns; Json as its text."""
 
@@ -76,7 +80,11 @@ async def push(database: Database, plan: PushPlan, callers: Sequence[Rows], *, d
     async def work(driver: Any) -> Pushed:
         nonlocal sent
         sent = True
-        return await database.dialect.push(driver, plan, callers, due=due, begun=False)
+        database.watchdog.begin(driver, PUSH_SECONDS)
+        try:
+            return await database.dialect.push(driver, plan, callers, due=due, begun=False)
+        finally:
+            database.watchdog.end(driver)
 
     try:
         async with database.turn_to_write():

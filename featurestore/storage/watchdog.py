@@ -39,21 +39,27 @@ class Watchdog:
             self._arm(loop, deadline)
 
     def end(self, driver: Any) -> bool:
-        """It was answered, or has failed; whether it was overdue."""
+        """It was answered, or has failed; whether it was overdue.
+
+        Such a connection is terminated, however it ended: what was asked of its server to stop
+        the statement may come as late as the next one.
+        """
         self._deadlines.pop(driver, None)
         if driver in self._overdue:
             self._overdue.discard(driver)
+            self._terminate(driver)
             return True
         return False
 
     def close(self) -> None:
-        """Watch no more: nothing is under way."""
-        if self._timer is not None:
+        """Keep no timer longer than there is something to watch."""
+        if self._timer is not None and not self._deadlines:
             self._timer.cancel()
             self._timer = None
 
     def _arm(self, loop: asyncio.AbstractEventLoop, at: float) -> None:
-        self.close()
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = loop.call_at(at, self._look)
 
     def _look(self) -> None:

@@ -346,3 +346,49 @@ async def test_definitions_that_change_under_many_readers(
         stop = True
     answer = await filled.get_online_features(["stats:more"], [{"driver_id": 1}])
     assert answer.to_dicts() == [{"driver_id": 1, "more": None}]
+
+
+async def test_join_keys_of_a_service_that_another_process_maps_anew(
+    open_store: OpenStore, filled: fs.FeatureStore
+):
+    def service(column: str) -> fs.FeatureService:
+        return fs.FeatureService("by", features=[STATS.with_join_key_map({"driver_id": column})])
+
+    await filled.apply([service("origin")])
+    await filled.get_online_features("by", [{"origin": 1}])
+    other = await open_store()
+    await other.apply([service("dest")])
+    found = await filled.get_online_features("by", [{"dest": 2}])
+    assert found.to_dicts()[0]["trips"] == 20
+    with pytest.raises(fs.SchemaMismatchError, match="dest"):
+        await filled.get_online_features("by", [{"origin": 1}])
+
+
+async def test_features_may_come_from_an_iterator(filled: fs.FeatureStore):
+    for _ in range(2):
+        names = (f"stats:{name}" for name in ("trips", "city"))
+        found = await filled.get_online_features(names, [{"driver_id": 3}])
+        assert found.to_dicts() == [{"driver_id": 3, "trips": 30, "city": "city 3"}]
+
+
+async def test_a_store_closes_although_its_callers_go_on_asking(
+    open_store: OpenStore, filled: fs.FeatureStore
+):
+    store = await open_store()
+    ended = 0
+
+    async def ask(driver: int) -> None:
+        nonlocal ended
+        try:
+            while True:
+                await store.get_online_features(["stats:trips"], [{"driver_id": driver}])
+        except fs.StoreUnavailableError as error:
+            ended += "is closed" in str(error)
+
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        for driver in range(50):
+            group.create_task(ask(driver))
+        await asyncio.sleep(0.05)
+        await store.close()
+    assert ended == 50
+    assert store.stats.pool_in_use == 0

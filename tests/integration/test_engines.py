@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import socket
 from pathlib import Path
@@ -165,6 +166,39 @@ async def test_a_database_in_memory_is_one_connection():
         await store.apply(view)
         await asyncio.gather(*(store.push(view, [{**ROW, "driver_id": n}]) for n in range(10)))
         assert await store.repository(view).count() == 10
+
+
+async def test_a_connection_that_an_engine_shares_is_used_by_one_call_at_a_time():
+    """SQLAlchemy's engine on SQLite in memory hands one connection to several at a time: a read
+    beside an open transaction would see its writes, and commit them."""
+    engine = create_async_engine("sqlite+aiosqlite://")
+    try:
+        async with fs.FeatureStore(engine=engine) as store:
+            await store.apply(view)
+            repository = store.repository(view)
+            pushed, done = asyncio.Event(), asyncio.Event()
+
+            async def write() -> None:
+                with contextlib.suppress(ZeroDivisionError):
+                    async with store.transaction() as tx:
+                        await tx.push(view, [ROW])
+                        pushed.set()
+                        await done.wait()
+                        raise ZeroDivisionError
+
+            async with asyncio.TaskGroup() as group:
+                group.create_task(write())
+                await pushed.wait()
+                reading = group.create_task(repository.get(driver_id=ROW["driver_id"]))
+                await asyncio.sleep(0.05)
+                assert not reading.done()
+                done.set()
+            assert reading.result() is None
+            assert await repository.count() == 0
+            await asyncio.gather(*(store.push(view, [{**ROW, "driver_id": n}]) for n in range(10)))
+            assert await repository.count() == 10
+    finally:
+        await engine.dispose()
 
 
 def test_a_url_and_an_engine_are_one_too_many():

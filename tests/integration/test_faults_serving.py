@@ -287,3 +287,97 @@ async def test_slow_statements_among_fast_ones(
         answer = await store.get_online_features(["other:n"], [{"driver_id": 1}])
         assert answer.to_dicts() == [{"driver_id": 1, "n": None}]
     await becomes_idle(featurestore_postgres, featurestore_url)
+
+
+@postgresql
+async def test_a_store_that_is_closed_while_a_backend_does_not_answer(featurestore_url: str):
+    limits = fs.Limits(wait_seconds=0.5, answer_seconds=1.0)
+    async with serving(featurestore_url, limits) as store:
+        async with store.engine.connect() as one:
+            pid = (await one.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
+            await one.rollback()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            reading = asyncio.create_task(tried(read(store, 1), 6))
+            await asyncio.sleep(0.1)
+            await store.close()
+            assert await reading in ("StoreUnavailableError", "answered")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+@postgresql
+async def test_a_push_that_hangs_is_given_up(
+    featurestore_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Also where its caller is cancelled: neither waits for ever."""
+    monkeypatch.setattr("featurestore.storage.push.PUSH_SECONDS", 0.5)
+    monkeypatch.setattr("featurestore.storage.postgresql_push.ANSWER_SECONDS", 0.5)
+    async with Proxy(featurestore_url) as proxy, serving(proxy.url) as store:
+        await store.push(VIEW, [row(1, 1)])
+        for cancels in (False, True):
+            proxy.on_message = lambda m: Do.STALL if m.kind == "Bind" else Do.FORWARD
+            async with asyncio.timeout(15):
+                pushing = asyncio.create_task(store.push(VIEW, [row(2, 2)]))
+                if cancels:
+                    await asyncio.sleep(0.2)
+                    pushing.cancel()
+                    with pytest.raises(asyncio.CancelledError):
+                        await pushing
+                else:
+                    with pytest.raises(fs.StoreUnavailableError, match="ledger"):
+                        await pushing
+            proxy.forward()
+            await goes_on(store)
+            await store.push(VIEW, [row(3, 3)])
+            assert store.stats.pushes.in_flight == store.stats.pool_in_use == 0
+
+
+async def test_a_key_that_the_database_cannot_take_fails_its_caller_alone(
+    featurestore_postgres: PostgresServer,
+):
+    """The characters of a LATIN1 database are few: a statement with others fails as a whole, and
+    its callers are then asked for one by one. Some are cancelled meanwhile."""
+    name = f"latin_{new_project()}"
+    admin = create_async_engine(
+        featurestore_postgres.url("postgres").replace("://", "+asyncpg://"),
+        isolation_level="AUTOCOMMIT",
+    )
+    async with admin.connect() as connection:
+        options = "ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"
+        await connection.exec_driver_sql(f"CREATE DATABASE {name} {options}")
+    await admin.dispose()
+    view = fs.FeatureView(
+        "words",
+        entities=[fs.Entity("word", join_keys={"word": fs.String})],
+        fields=[fs.Field("n", fs.Int64)],
+        timestamp_field="at",
+    )
+    async with fs.FeatureStore(featurestore_postgres.url(name)) as store:
+        await store.apply([view])
+        await store.push(view, [{"word": f"w{n}", "at": NOW, "n": n} for n in range(60)])
+
+        async def one(number: int) -> int:
+            word = "\N{GRINNING FACE}" if number % 20 == 7 else f"w{number}"
+            answer = await store.get_online_features(["words:n"], [{"word": word}])
+            return answer.to_dicts()[0]["n"]
+
+        chance = random.Random(2)
+        for _ in range(12):
+            tasks = [asyncio.create_task(one(number)) for number in range(60)]
+            cancelled = set()
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+                number = chance.randrange(60)
+                if tasks[number].cancel():
+                    cancelled.add(number)
+            answers = await asyncio.gather(*tasks, return_exceptions=True)
+            for number, answer in enumerate(answers):
+                if isinstance(answer, asyncio.CancelledError):
+                    assert number in cancelled, "it was cancelled for another one"
+                elif number % 20 == 7:
+                    assert isinstance(answer, fs.FeatureStoreError)
+                else:
+                    assert answer == number
+        assert store.stats.reads.waiting == store.stats.reads.in_flight == 0
+    await asyncio.to_thread(featurestore_postgres.drop_database, name)

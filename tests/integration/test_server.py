@@ -230,6 +230,25 @@ async def test_what_another_process_applies_is_served(
     assert answer.json()["rows"] == [[1, 7, None]]
 
 
+async def test_a_push_goes_by_the_definitions_that_there_are(
+    client: httpx.AsyncClient, featurestore_url: str
+):
+    """Times come as text: how they are read depends on the field's type, which is new here."""
+    assert (await client.post(PUSH, json={"rows": [row(1)]})).status_code == 200
+    wider = fs.FeatureView(
+        "drivers",
+        entities=[DRIVER],
+        fields=[*DRIVERS.fields, fs.Field("since", fs.Timestamp)],
+        timestamp_field="at",
+    )
+    async with fs.FeatureStore(featurestore_url) as second:
+        await second.apply([wider])
+    answer = await client.post(PUSH, json={"rows": [row(2, since=DAY.isoformat())]})
+    assert answer.status_code == 200, answer.text
+    found = await client.post(ONLINE, json=asked(2, features=["drivers:since"]))
+    assert found.json()["rows"] == [[2, "2024-01-01T00:00:00.000000Z"]]
+
+
 # --- errors -------------------------------------------------------------------------------
 
 WRONG: list[tuple[str, str, Any, int, str]] = [
