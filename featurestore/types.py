@@ -2,8 +2,8 @@
 
 A type is a frozen value. Its :attr:`~FeatureType.arrow` is how columns of it travel, and its
 :meth:`~FeatureType.python` is the one place that decides which Python values it accepts. How
-the two databases keep it stands in ``storage/codecs.py``; what Arrow input it accepts in
-``ingest/conform.py``.
+the two databases keep it stands in ``storage/postgresql.py`` and ``storage/sqlite_values.py``; what
+Arrow input it accepts in ``ingest/casts.py``.
 """
 
 from __future__ import annotations
