@@ -206,13 +206,14 @@ def test_programs_that_the_user_cannot_run_are_copied(
 # The end of the process that started it
 
 HOLDER = """
-import os, sys, time
+import atexit, os, sys, time
 from featurestore.testing import PostgresServer
 server = PostgresServer()
 server.__enter__()
 child = os.fork()
 if child == 0:
-    sys.exit()  # what runs at exit of a forked child must leave the server alone
+    atexit._run_exitfuncs()  # what runs at exit of a forked child must leave the server alone
+    os._exit(0)  # OpenSSL's own end may wait for a lock of a thread that the fork left behind
 os.waitpid(child, 0)
 print(server.url(), flush=True)
 {then}
