@@ -314,20 +314,28 @@ ENDLESS = (
 )
 
 
-async def sqlite_statement(session: Session) -> None:
+Begin = Callable[[], None]
+"""Called where the statement that is to be stopped begins."""
+
+
+async def sqlite_statement(session: Session, begin: Begin) -> None:
+    begin()
     await session.execute(sa.text(ENDLESS))
 
 
-async def sqlite_drivers_query(session: Session) -> None:
+async def sqlite_drivers_query(session: Session, begin: Begin) -> None:
+    begin()
     await session.raw_rows(ENDLESS, [])
 
 
-async def sqlite_synchronous_code(session: Session) -> None:
+async def sqlite_synchronous_code(session: Session, begin: Begin) -> None:
+    begin()
     await session.run_sync(lambda connection: connection.execute(sa.text(ENDLESS)))
 
 
-async def sqlite_upsert(session: Session) -> None:
+async def sqlite_upsert(session: Session, begin: Begin) -> None:
     await session.execute(sa.text("CREATE TABLE t (a INTEGER PRIMARY KEY, b INTEGER)"))
+    begin()
     await session.execute(
         sa.text(
             "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c WHERE x < 1000000000) "
@@ -337,7 +345,7 @@ async def sqlite_upsert(session: Session) -> None:
     )
 
 
-async def sqlite_index(session: Session) -> None:
+async def sqlite_index(session: Session, begin: Begin) -> None:
     await session.execute(sa.text("CREATE TABLE t (a INTEGER)"))
     await session.execute(
         sa.text(
@@ -345,31 +353,28 @@ async def sqlite_index(session: Session) -> None:
             "INSERT INTO t SELECT x * 7919 % 1000003 FROM c"
         )
     )
+    begin()
     await session.execute(sa.text("CREATE INDEX i ON t (a)"))
 
 
 @pytest.mark.parametrize(
-    ("what", "after"),
-    [
-        (sqlite_statement, 0.1),
-        (sqlite_drivers_query, 0.1),
-        (sqlite_synchronous_code, 0.1),
-        (sqlite_upsert, 0.1),
-        (sqlite_index, 0.9),
-    ],
+    "what",
+    [sqlite_statement, sqlite_drivers_query, sqlite_synchronous_code, sqlite_upsert, sqlite_index],
 )
 @pytest.mark.parametrize("how", [by_task, by_scope])
-async def test_sqlite_stops_at_once(featurestore_url: str, how: How, what: Any, after: float):
+async def test_sqlite_stops_at_once(featurestore_url: str, how: How, what: Any):
     database = Database(featurestore_url, None)
     stopped = time.monotonic()
+    begun = asyncio.Event()
 
     async def work() -> None:
         async with database.transaction() as session:
-            await what(session)
+            await what(session, begun.set)
 
     async def soon() -> None:
         nonlocal stopped
-        await asyncio.sleep(after)
+        await begun.wait()
+        await asyncio.sleep(0.1)
         stopped = time.monotonic()
 
     with Complaints():
