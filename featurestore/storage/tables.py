@@ -13,13 +13,14 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.ext.compiler import compiles
 
 from featurestore.types import FeatureType, Int64, Timestamp
 
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The Alembic revision that this code works with; a test holds it equal to the newest."""
 
 VERSION_TABLE = "featurestore_version"
@@ -58,6 +59,28 @@ metadata = sa.MetaData(
         "pk": "pk_%(table_name)s",
     }
 )
+
+
+class _TransactionId(sa.sql.functions.GenericFunction[int]):
+    """The transaction that writes a row; null on SQLite, which has one at a time."""
+
+    inherit_cache = True
+    name = "transaction_id"
+
+
+@compiles(_TransactionId, "postgresql")
+def _on_postgresql(element: Any, compiler: Any, **options: Any) -> str:
+    return "(pg_current_xact_id())::text::bigint"
+
+
+@compiles(_TransactionId, "sqlite")
+def _on_sqlite(element: Any, compiler: Any, **options: Any) -> str:
+    return "NULL"
+
+
+def _transaction_id() -> sa.Column[Any]:
+    return sa.Column("transaction_id", sa.BigInteger, server_default=_TransactionId())
+
 
 _BigId = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
@@ -164,6 +187,8 @@ load = sa.Table(
     # What its file holds; a load in steps is done when all of them were read. Null where the
     # source did not say.
     sa.Column("rows_total", sa.BigInteger),
+    # A mark tells by it which loads were still in flight. Null in rows from before revision 0004.
+    _transaction_id(),
     # Pushes have no footer, and are by far the most.
     sa.Index(
         None,
@@ -177,6 +202,37 @@ load = sa.Table(
 _due = sa.text("future_until IS NOT NULL AND undone_at IS NULL")
 # A push asks each time whether rows of its view are still to come online: pushes are many.
 sa.Index("ix_featurestore_load_pending", load.c.view_id, postgresql_where=_due, sqlite_where=_due)
+
+_partial = sa.text("rows_read < rows_total AND undone_at IS NULL")
+# A mark asks each time which loads in steps are under way: hardly ever one.
+sa.Index(
+    "ix_featurestore_load_partial", load.c.id, postgresql_where=_partial, sqlite_where=_partial
+)
+
+removal = sa.Table(
+    # What undo and erasure have taken out of a view's history. Its number is a block of arrivals,
+    # so that it has a place among the loads. Whose rows were erased it does not say.
+    "featurestore_removal",
+    metadata,
+    sa.Column("id", _BigId, primary_key=True, autoincrement=False),
+    sa.Column("view_id", sa.Integer, nullable=False, index=True),
+    sa.Column("load_id", sa.BigInteger),  # of an undo
+    # Ranges of arrivals, [[first, last], …], both inclusive.
+    sa.Column("arrivals", sa.JSON, nullable=False),
+    sa.Column("rows_removed", sa.BigInteger, nullable=False),
+    sa.Column("removed_at", UtcDateTime, nullable=False),
+    _transaction_id(),
+)
+
+export = sa.Table(
+    # Parquet copies of history, and the mark that each has come to.
+    "featurestore_export",
+    metadata,
+    sa.Column("view_id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("path", sa.Text, primary_key=True),
+    sa.Column("mark", sa.Text, nullable=False),
+    sa.Column("exported_at", UtcDateTime, nullable=False),
+)
 
 quarantine = sa.Table(
     "featurestore_quarantine",

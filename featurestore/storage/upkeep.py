@@ -3,6 +3,7 @@ alone, and have read the view after they got it."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ import sqlalchemy as sa
 
 from featurestore.reports import UndoReport
 from featurestore.storage.ledger import clear_pending
+from featurestore.storage.marks import as_ranges, note_removal
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.rule import (
     drop_unfounded,
@@ -57,12 +59,16 @@ async def erase(
         types = view.view.join_keys
         return [table.c[key] == dialect.bind(types[key], value) for key, value in keys.items()]
 
-    deleted = await session.execute(view.history.delete().where(*of_entity(view.history)))
+    delete = view.history.delete().where(*of_entity(view.history))
+    deleted = (await session.execute(delete.returning(view.history.c[ARRIVAL]))).scalars().all()
     if view.online is not None:
         await session.execute(view.online.delete().where(*of_entity(view.online)))
     where = (quarantine.c.view_id == view.id, quarantine.c.entity == entity)
     await session.execute(quarantine.delete().where(*where))
-    return int(deleted.rowcount)
+    await note_removal(
+        session, view.id, None, await asyncio.to_thread(as_ranges, deleted), len(deleted)
+    )
+    return len(deleted)
 
 
 async def undo(session: Session, view: RegisteredView, row: Any, skew: dt.timedelta) -> UndoReport:
@@ -96,6 +102,7 @@ async def undo(session: Session, view: RegisteredView, row: Any, skew: dt.timede
             gone = (await session.execute(view.online.delete().where(brought))).rowcount
         deleted = view.history.delete().where(view.history.c[ARRIVAL].between(*span))
         removed = (await session.execute(deleted)).rowcount
+        await note_removal(session, view.id, row.id, [list(span)], removed)
     await session.execute(quarantine.delete().where(quarantine.c.load_id == row.id))
     await session.execute(load.update().where(load.c.id == row.id).values(undone_at=now))
     return UndoReport(row.id, view.name, removed, affected - gone, gone)
