@@ -47,8 +47,12 @@ from featurestore.reports import (
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features
 from featurestore.storage.limits import Limits
+from featurestore.storage.marks import Mark
 from featurestore.storage.planning import Change, Plan
 from featurestore.store import FeatureStore, Transaction
+from featurestore.training.manifest import Manifest
+from featurestore.training.read import HistoricalFeatures
+from featurestore.training.report import TrainingPlan, TrainingProgress
 from featurestore.training.training_set import TrainingSet
 from featurestore.types import (
     Array,
@@ -91,6 +95,7 @@ __all__ = [
     "Float32",
     "Float64",
     "GatherStats",
+    "HistoricalFeatures",
     "IngestReport",
     "Int32",
     "Int64",
@@ -100,6 +105,8 @@ __all__ = [
     "Limits",
     "Load",
     "LoadReport",
+    "Manifest",
+    "Mark",
     "MaterializeReport",
     "MigrationRequiredError",
     "NotFoundError",
@@ -118,6 +125,8 @@ __all__ = [
     "StreamReport",
     "String",
     "Timestamp",
+    "TrainingPlan",
+    "TrainingProgress",
     "TrainingSet",
     "Transaction",
     "UndoReport",

@@ -7,19 +7,15 @@ import os
 import time
 from collections.abc import (
     AsyncIterable,
-    AsyncIterator,
     Awaitable,
     Iterable,
     Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
-
-import pyarrow as pa
+from typing import Any, TypeVar
 
 from featurestore.context import Context, TransactionContext
 from featurestore.definitions import FeatureView, ParquetSource
@@ -52,20 +48,22 @@ from featurestore.reports import (
     write_warnings,
 )
 from featurestore.repository import FeatureRepository
-from featurestore.selection import Features, Request, resolve
+from featurestore.selection import Features, resolve
 from featurestore.storage.dialect import Found
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_load
-from featurestore.storage.session import Session
 from featurestore.storage.upkeep import undo
-from featurestore.training.entities import Entities, prepare_entities
-from featurestore.training.sql import empty_answer, join_chunks
+from featurestore.training.asked import Asked, AsOf, Engine, KnownBy, ReadFrom, names_of
+from featurestore.training.manifest import Manifest
+from featurestore.training.memory import Memory
+from featurestore.training.read import HistoricalFeatures, read_training_set
+from featurestore.training.replay import replay
+from featurestore.training.report import OnTraining
 from featurestore.training.training_set import TrainingSet
 
 T = TypeVar("T")
 
 ViewName = str | FeatureView
-Engine = Literal["auto", "sql"]
 
 INLINE_ENTITIES = 1_000
 """Entity rows up to this many are checked on the loop: less than a millisecond, where a thread
@@ -289,29 +287,35 @@ class Calls:
         timestamp_column: str = "event_timestamp",
         engine: Engine = "auto",
         full_feature_names: bool = False,
+        as_of: AsOf = None,
+        known_by: KnownBy | None = None,
+        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> TrainingSet:
         """Each entity row with the features as they were known at its time.
 
         ``entity_df`` is any table (Arrow, pandas, Polars …) with the join keys and
-        ``timestamp_column``. All its rows and columns are kept, in order; features are null
-        where nothing matches.
-        """
-        tables: list[pa.Table] = []
-        matched: list[list[int]] = []
-        async with self._joined(
-            entity_df, features, timestamp_column, engine, full_feature_names
-        ) as (session, entities, request):
-            async for table, found in join_chunks(session, entities, request):
-                tables.append(table)
-                matched.append(found)
-        table = pa.concat_tables(tables) if tables else empty_answer(entities.table, request)
-        totals = [sum(counts) for counts in zip(*matched, strict=True)] or [0] * len(request.joins)
-        rows = max(len(entities), 1)
-        names = [join.name for join in request.joins]
-        rates = {name: total / rows for name, total in zip(names, totals, strict=True)}
-        return TrainingSet(table, rates)
+        ``timestamp_column``, a path to Parquet, or the text of a query of the store's database.
+        All its rows and columns are kept, in order; features are null where nothing matches.
 
-    async def stream_historical_features(
+        ``engine`` is ``"sql"`` (in the database), ``"duckdb"`` (beside it, for many rows),
+        ``"daft"`` (on a cluster, from :meth:`FeatureStore.export_history`), or by default the one
+        that takes the least time: :meth:`TrainingSet.explain` tells why.
+        With ``as_of``, a time or a :class:`Mark`, the store is read as it was then. With
+        ``known_by="created_timestamp"`` only rows count that were created by the entity row's
+        time. ``read_from="source"`` joins the views' own files, which need not be loaded; a
+        mapping says so for single views. ``memory_limit`` (bytes, or ``"4GB"``) is what DuckDB may
+        hold before it goes to the disk; history and results have half as much again each.
+        ``progress`` is called with a :class:`TrainingProgress` now and then.
+        """
+        asked = _asked(
+            features, full_feature_names, timestamp_column, engine, as_of, known_by, read_from,
+            memory_limit, progress,
+        )  # fmt: skip
+        return await read_training_set(self._context, entity_df, asked)
+
+    def stream_historical_features(
         self,
         entity_df: Any,
         features: Features,
@@ -319,43 +323,61 @@ class Calls:
         timestamp_column: str = "event_timestamp",
         engine: Engine = "auto",
         full_feature_names: bool = False,
-    ) -> AsyncIterator[pa.RecordBatch]:
-        """The same rows as :meth:`get_historical_features`, batch by batch, memory bounded."""
-        async with self._joined(
-            entity_df, features, timestamp_column, engine, full_feature_names
-        ) as (session, entities, request):
-            async for table, _ in join_chunks(session, entities, request):
-                for batch in table.combine_chunks().to_batches():
-                    yield batch
+        as_of: AsOf = None,
+        known_by: KnownBy | None = None,
+        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
+    ) -> HistoricalFeatures:
+        """The same rows as :meth:`get_historical_features`, batch by batch, memory bounded: an
+        async iterator, whose ``summary`` has match rates and manifest when it has ended."""
+        asked = _asked(
+            features, full_feature_names, timestamp_column, engine, as_of, known_by, read_from,
+            memory_limit, progress,
+        )  # fmt: skip
+        return HistoricalFeatures(self._context, entity_df, asked)
 
-    async def _view_names(self, features: Features) -> list[str]:
-        """The views that a request reads, as far as they are known."""
-        catalog = await self._context.known_catalog()
-        try:
-            request = resolve(features, catalog, full_feature_names=True)
-        except (NotFoundError, DefinitionError):
-            return []  # the snapshot's registry will tell
-        return [join.view.name for join in request.joins]
-
-    @asynccontextmanager
-    async def _joined(
+    async def replay(
         self,
-        entity_df: Any,
-        features: Features,
-        timestamp_column: str,
-        engine: str,
-        full_feature_names: bool,
-    ) -> AsyncIterator[tuple[Session, Entities, Request]]:
-        """A snapshot to join in, with the checked entity table and the resolved request."""
-        if engine not in ("auto", "sql"):
-            raise DefinitionError(f"engine={engine!r} is not known; use 'auto' or 'sql'.")
-        names = await self._view_names(features)
-        async with self._context.reading(names) as (session, catalog):
-            request = resolve(features, catalog, full_feature_names=full_feature_names)
-            entities = await asyncio.to_thread(
-                prepare_entities, entity_df, request, timestamp_column
-            )
-            yield session, entities, request
+        manifest: Manifest | str | os.PathLike[str],
+        entity_df: Any = None,
+        *,
+        engine: Engine = "auto",
+    ) -> TrainingSet:
+        """The training set of a manifest once more: the same rows, whatever came in since.
+
+        ``manifest`` is a training set's, or the path of one that was saved: of JSON, or of the
+        set's own Parquet file. ``entity_df`` is the entity table where the manifest has it no
+        more; another one is refused. Raises :class:`NotFoundError` that names what was undone or
+        erased of the rows that the set used.
+        """
+        return await replay(self._context, manifest, entity_df, engine)
+
+
+def _asked(
+    features: Features,
+    full_feature_names: bool,
+    timestamp_column: str,
+    engine: str,
+    as_of: AsOf,
+    known_by: str | None,
+    read_from: str | Mapping[str, str],
+    memory_limit: int | str | None,
+    progress: OnTraining | None,
+) -> Asked:
+    if isinstance(features, Iterator):  # it is gone through again
+        features = list(features)
+    return Asked(
+        names=partial(names_of, features),
+        find=partial(resolve, features, full_feature_names=full_feature_names),
+        timestamp_column=timestamp_column,
+        engine=engine,
+        as_of=as_of,
+        known_by=known_by,
+        read_from=read_from,
+        memory=None if memory_limit is None else Memory.of(memory_limit),
+        progress=progress,
+    )
 
 
 async def _listed(entity_rows: Any) -> Sequence[Any]:

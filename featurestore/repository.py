@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -21,7 +22,7 @@ from featurestore.errors import (
 from featurestore.ingest.writer import entity_text
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import PushReport
-from featurestore.storage.dialect import Dialect
+from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
@@ -87,15 +88,15 @@ class FeatureRepository:
     ) -> pa.Table:
         """Stored rows with an event time in [start, end] of the entities with these keys, oldest
         first: join keys, event time, created time where the view has one, features."""
-        batches = []
         async with self._context.reading([self.view]) as (session, catalog):
             view = catalog.view(self.view)
             wanted = _checked_keys(view, keys)
             query = _select(session, view, wanted, start, end)
             query = query.prefix_with(revision_mark(catalog.revision))
             query = query.order_by(*(_ascending(view.history)))
-            async for batch in _batches(session, view, query, SCAN_ROWS):
-                batches.append(batch)  # noqa: PERF401 - an async list of a session's own reads best
+            batches = [
+                batch async for batch in arrow_batches(session, query, _types(view), SCAN_ROWS)
+            ]
         return pa.Table.from_batches(batches, _schema(view))
 
     async def scan(
@@ -112,8 +113,10 @@ class FeatureRepository:
             view = catalog.view(self.view)
             query = _select(session, view, {}, start, end).order_by(view.history.c[ARRIVAL])
             query = query.prefix_with(revision_mark(catalog.revision))
-            async for batch in _batches(session, view, query, batch_size):
-                yield batch
+            rows = arrow_batches(session, query, _types(view), batch_size)
+            async with aclosing(rows) as batches:
+                async for batch in batches:
+                    yield batch
 
     async def count(self) -> int:
         """How many rows history holds."""
@@ -177,8 +180,12 @@ def _columns(view: RegisteredView) -> dict[str, tuple[str, FeatureType]]:
     return columns | {name: (name, kind) for name, kind in view.view.types.items()}
 
 
+def _types(view: RegisteredView) -> dict[str, FeatureType]:
+    return {name: kind for name, (_, kind) in _columns(view).items()}
+
+
 def _schema(view: RegisteredView) -> pa.Schema:
-    return pa.schema([(name, kind.arrow) for name, (_, kind) in _columns(view).items()])
+    return pa.schema([(name, kind.arrow) for name, kind in _types(view).items()])
 
 
 def _select(
@@ -209,20 +216,3 @@ def moment(value: Any, name: str) -> dt.datetime:
     except (TypeMismatch, ValueMismatch) as error:
         raise DefinitionError(f"{name}: {error}; it must be a datetime.") from None
     return result
-
-
-async def _batches(
-    session: Session, view: RegisteredView, query: sa.Select[Any], size: int
-) -> AsyncIterator[pa.RecordBatch]:
-    kinds = [kind for _, kind in _columns(view).values()]
-    schema = _schema(view)
-    async for rows in session.stream(query, size=size):
-        yield await asyncio.to_thread(_batch, session.dialect, kinds, schema, rows)
-
-
-def _batch(
-    dialect: Dialect, kinds: Sequence[FeatureType], schema: pa.Schema, rows: Sequence[Sequence[Any]]
-) -> pa.RecordBatch:
-    columns = zip(*rows, strict=True)
-    arrays = [dialect.arrow(kind, column) for kind, column in zip(kinds, columns, strict=True)]
-    return pa.record_batch(arrays, schema=schema)

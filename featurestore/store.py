@@ -40,6 +40,7 @@ from featurestore.storage import ledger, migrations, schema, upkeep
 from featurestore.storage.dialect import Found
 from featurestore.storage.engine import Database
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
+from featurestore.storage.marks import Mark, take_mark
 from featurestore.storage.notices import Listener, channel_of, tell_of_apply
 from featurestore.storage.planning import Plan
 from featurestore.storage.registry import Catalog
@@ -210,6 +211,12 @@ class FeatureStore(Calls):
     async def _catalog(self) -> Catalog:
         async with self._context.snapshot() as session:
             return await self._context.catalog(session)
+
+    async def mark(self) -> Mark:
+        """What the store knows at this moment, to be asked for later by ``as_of``."""
+        async with self._context.snapshot() as session:
+            await self._context.catalog(session)
+            return await take_mark(session)
 
     # --- upkeep ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ Example::
 from __future__ import annotations
 
 import datetime as dt
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -24,7 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from featurestore import calls, repository
 from featurestore import store as store_module
-from featurestore.calls import Engine, ViewName
+from featurestore.calls import ViewName
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView
 from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES
 from featurestore.ingest.job import FILES_AT_ONCE
@@ -46,7 +47,11 @@ from featurestore.reports import (
 )
 from featurestore.selection import Features
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
+from featurestore.storage.marks import Mark
 from featurestore.storage.planning import Plan
+from featurestore.training.asked import AsOf, Engine, KnownBy, ReadFrom
+from featurestore.training.manifest import Manifest
+from featurestore.training.report import OnTraining
 from featurestore.training.training_set import TrainingSet
 
 __all__ = ["FeatureRepository", "FeatureStore", "Transaction"]
@@ -140,6 +145,11 @@ class _Calls:
         timestamp_column: str = "event_timestamp",
         engine: Engine = "auto",
         full_feature_names: bool = False,
+        as_of: AsOf = None,
+        known_by: KnownBy | None = None,
+        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> TrainingSet:
         """See :meth:`featurestore.FeatureStore.get_historical_features`."""
         return portal.call(
@@ -149,6 +159,11 @@ class _Calls:
                 timestamp_column=timestamp_column,
                 engine=engine,
                 full_feature_names=full_feature_names,
+                as_of=as_of,
+                known_by=known_by,
+                read_from=read_from,
+                memory_limit=memory_limit,
+                progress=progress,
             )
         )
 
@@ -160,6 +175,11 @@ class _Calls:
         timestamp_column: str = "event_timestamp",
         engine: Engine = "auto",
         full_feature_names: bool = False,
+        as_of: AsOf = None,
+        known_by: KnownBy | None = None,
+        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> Iterator[pa.RecordBatch]:
         """See :meth:`featurestore.FeatureStore.stream_historical_features`."""
         return iterate(
@@ -169,8 +189,23 @@ class _Calls:
                 timestamp_column=timestamp_column,
                 engine=engine,
                 full_feature_names=full_feature_names,
+                as_of=as_of,
+                known_by=known_by,
+                read_from=read_from,
+                memory_limit=memory_limit,
+                progress=progress,
             )
         )
+
+    def replay(
+        self,
+        manifest: Manifest | str | os.PathLike[str],
+        entity_df: Any = None,
+        *,
+        engine: Engine = "auto",
+    ) -> TrainingSet:
+        """See :meth:`featurestore.FeatureStore.replay`."""
+        return portal.call(self._async.replay(manifest, entity_df, engine=engine))
 
 
 class FeatureStore(_Calls):
@@ -258,6 +293,10 @@ class FeatureStore(_Calls):
     def get_service(self, name: str) -> FeatureService:
         """See :meth:`featurestore.FeatureStore.get_service`."""
         return portal.call(self._async.get_service(name))
+
+    def mark(self) -> Mark:
+        """See :meth:`featurestore.FeatureStore.mark`."""
+        return portal.call(self._async.mark())
 
     def materialize(
         self,

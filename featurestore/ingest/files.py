@@ -7,7 +7,6 @@ arrivals in the order given, and each commits after those before it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
@@ -24,25 +23,23 @@ from featurestore.errors import (
     SourceError,
 )
 from featurestore.ingest.ahead import ahead
-from featurestore.ingest.conform import Conformed, check_schema, conform_arrow
+from featurestore.ingest.conform import Conformed
 from featurestore.ingest.http import open_url
 from featurestore.ingest.job import Job
 from featurestore.ingest.layout import Layout
 from featurestore.ingest.names import is_object, is_url, without_secrets
 from featurestore.ingest.objects import open_object
 from featurestore.ingest.parquet import (
-    Chunks,
     ContentDigest,
     Footer,
     content_digest,
-    plan_chunks,
     read_batches,
     read_footer,
 )
-from featurestore.ingest.partitions import partition_values
 from featurestore.ingest.progress import Told, ToldOfFile
 from featurestore.ingest.ranges import RangeReader, open_file
 from featurestore.ingest.sources import SourceFile
+from featurestore.ingest.taken import Taken
 from featurestore.ingest.writer import Begun, Writer
 from featurestore.reports import LoadReport
 from featurestore.storage.faults import LayoutChanged
@@ -117,38 +114,6 @@ class _Turn:
             await self.before.done.wait()
 
 
-@dataclass(frozen=True)
-class _Taken:
-    """What is taken from a file for a view: its columns, where their bytes lie, and a name for
-    all of that by which the same file is known again."""
-
-    layout: Layout
-    columns: dict[str, str]
-    constants: dict[str, pa.Scalar]
-    read: list[str]
-    plan: list[Chunks]
-    identity: str
-
-    @classmethod
-    def of(
-        cls, job: Job, file: SourceFile, reader: RangeReader, footer: Footer, view: RegisteredView
-    ) -> _Taken:
-        layout = Layout(view.view)
-        folders = [job.mapping.get(name, name) for name, _ in file.partitions]
-        columns = layout.locate(footer.schema, job.mapping, reader.name, folders)
-        constants = partition_values(file, layout, job.mapping, reader.name, columns)
-        check_schema(footer.schema, layout, columns, reader.name)
-        # Where folders hold all of it, a column that nobody asks for tells how many rows there are.
-        read = list(columns.values()) or footer.schema.names[:1]
-        plan = plan_chunks(footer, read, reader.name, reader.size)
-        # After a new field the file brings something new; the same rows of another folder are
-        # other rows.
-        taken = ",".join(f"{name}={columns[name]}" for name in sorted(columns))
-        taken += "".join(f",{name}:{constants[name]!r}" for name in sorted(constants))
-        named = hashlib.blake2b(f"{footer.digest},{taken}".encode(), digest_size=20)
-        return cls(layout, columns, constants, read, plan, named.hexdigest())
-
-
 @dataclass
 class _FileLoad:
     """One file on its way into a view."""
@@ -163,7 +128,7 @@ class _FileLoad:
     committed: int | None = None  # the load whose first rows were committed already
     reader: RangeReader = field(init=False)
     footer: Footer = field(init=False)
-    taken: _Taken = field(init=False)
+    taken: Taken = field(init=False)
     told: ToldOfFile = field(init=False)
 
     async def run(self) -> LoadReport:
@@ -233,7 +198,7 @@ class _FileLoad:
         # The first value that pyarrow makes of Python's imports pandas, where there is one: that
         # takes a second and more, so it is not for the loop.
         self.taken = await asyncio.to_thread(
-            _Taken.of, self.job, self.file, self.reader, self.footer, view
+            Taken.of, view.view, self.job.mapping, self.file, self.reader, self.footer
         )
 
     @asynccontextmanager
@@ -356,10 +321,7 @@ class _FileLoad:
             )
 
     async def _conform(self, rows: pa.RecordBatch) -> Conformed:
-        taken, name = self.taken, self.reader.name
-        return await asyncio.to_thread(
-            conform_arrow, rows, taken.layout, taken.columns, self.rows_done, name, taken.constants
-        )
+        return await asyncio.to_thread(self.taken.conform, rows, self.rows_done, self.reader.name)
 
 
 class _Steps:

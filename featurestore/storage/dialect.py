@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -168,6 +169,31 @@ class Dialect(Protocol):
         self, session: Session, sql: str, values: Sequence[Any], size: int
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """The rows of a query, ``size`` at a time."""
+
+    def extract(
+        self,
+        session: Session,
+        table: sa.Table,
+        types: Types,
+        where: Sequence[sa.ColumnElement[bool]],
+        mark: str,
+        *,
+        inside: bool,
+    ) -> AsyncGenerator[pa.RecordBatch, None]:
+        """The columns ``types`` of the rows that meet ``where``, in any order, as fast as they
+        can be had; ``mark`` is put before the statement. ``inside`` a transaction that may have
+        written they come by its own connection."""
+
+    async def estimate_rows(self, session: Session, table: sa.Table) -> int:
+        """About how many rows a table has, found out in a few milliseconds."""
+
+    async def describe(
+        self, session: Session, sql: str
+    ) -> Sequence[tuple[str, pa.DataType | None]]:
+        """The columns of a query that was given as text, and their types where they are known."""
+
+    def read_only(self, session: Session) -> AbstractAsyncContextManager[None]:
+        """Statements inside cannot write: what the user gave as a query is none that does."""
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         """Refresh the planner's statistics of a table that has grown much."""

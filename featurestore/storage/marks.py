@@ -169,7 +169,7 @@ def _visible(table: sa.Table, snapshot: str) -> sa.ColumnElement[bool]:
     return sa.func.coalesce(sa.func.pg_visible_in_snapshot(number, moment), sa.true())
 
 
-def known_at(history: sa.Table, mark: Mark, hidden: Ranges) -> list[sa.ColumnElement[bool]]:
+def known_at(history: sa.FromClause, mark: Mark, hidden: Ranges) -> list[sa.ColumnElement[bool]]:
     """The conditions on a row of history to have been there at the mark; ``hidden`` is what
     :func:`unseen` gave for its view."""
     arrival = history.c[ARRIVAL]

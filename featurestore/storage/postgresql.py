@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -14,12 +16,14 @@ from sqlalchemy.dialects import postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
 from featurestore.storage import (
+    postgresql_adbc,
     postgresql_copy,
     postgresql_online,
     postgresql_push,
     postgresql_wire,
 )
 from featurestore.storage.dialect import Found, Lookups, Match, Types
+from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.postgresql_online import as_sent
 from featurestore.storage.tables import SINGLE, newest_first
 from featurestore.types import (
@@ -51,6 +55,29 @@ _BROKEN = (
 _VIEW_LOCK = 0x6673_0001  # "fs": the class of this library's two-part advisory locks
 _CONSECUTIVE_TRIES = 50
 _LONG_TTL = dt.timedelta(days=4_000 * 365)
+
+_ROW_BYTES = 120
+"""What a row of history takes about, where a table was never counted."""
+
+_ARROW = {
+    "bool": pa.bool_(),
+    "int2": pa.int16(),
+    "int4": pa.int32(),
+    "int8": pa.int64(),
+    "float4": pa.float32(),
+    "float8": pa.float64(),
+    "text": pa.string(),
+    "varchar": pa.string(),
+    "bpchar": pa.string(),
+    "name": pa.string(),
+    "json": pa.string(),
+    "jsonb": pa.string(),
+    "bytea": pa.binary(),
+    "timestamp": pa.timestamp("us"),
+    "timestamptz": pa.timestamp("us", "UTC"),
+    "date": pa.date32(),
+}
+"""The types of the columns of users' own queries; of others the values tell."""
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "bool": sa.Boolean(),
@@ -209,6 +236,72 @@ class PostgreSQL:
                 return
             yield chunk
 
+    async def extract(
+        self,
+        session: Session,
+        table: sa.Table,
+        types: Types,
+        where: Sequence[sa.ColumnElement[bool]],
+        mark: str,
+        *,
+        inside: bool,
+    ) -> AsyncGenerator[pa.RecordBatch, None]:
+        kinds = list(types.values())
+        scan = None
+        if not inside:
+            columns = [self._extracted(kind, table.c[name]) for name, kind in types.items()]
+            query = sa.select(*columns).where(*where).prefix_with(mark)
+            scan = await postgresql_adbc.open_scan(session, self._literal(query))
+        if scan is None:
+            columns = [self.read(kind, table.c[name]) for name, kind in types.items()]
+            query = sa.select(*columns).where(*where).prefix_with(mark)
+            async for batch in arrow_batches(session, query, types):
+                yield batch
+            return
+        try:
+            async for batch in scan.batches():
+                yield await asyncio.to_thread(_arrived, batch, list(types), kinds)
+        finally:
+            await scan.close()
+
+    def _extracted(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> Any:
+        # ADBC has no decimals: it gives numerics as values that only PostgreSQL can read.
+        if isinstance(kind, DecimalType):
+            return sa.cast(column, sa.Text)
+        if isinstance(kind, ArrayType) and isinstance(kind.item, DecimalType):
+            return sa.cast(column, pg.ARRAY(sa.Text))
+        return self.read(kind, column)
+
+    def _literal(self, query: sa.Select[Any]) -> str:
+        """A statement with its values in it: ADBC gives rows as COPY does for those alone."""
+        return str(query.compile(dialect=self._sql, compile_kwargs={"literal_binds": True}))
+
+    async def estimate_rows(self, session: Session, table: sa.Table) -> int:
+        # What VACUUM and ANALYZE have counted, or else what fits into its pages.
+        statistics = sa.table("pg_class", sa.column("reltuples"), sa.column("oid"))
+        regclass = sa.cast(sa.func.to_regclass(_quoted(session, table)), sa.Text)
+        oid = sa.func.to_regclass(regclass)
+        size = sa.func.pg_relation_size(oid)
+        query = sa.select(statistics.c.reltuples, size).where(statistics.c.oid == oid)
+        counted, pages = (await session.execute(query)).one()
+        return int(counted) if counted >= 0 else int(pages) // _ROW_BYTES
+
+    async def describe(
+        self, session: Session, sql: str
+    ) -> Sequence[tuple[str, pa.DataType | None]]:
+        async with postgresql_wire.calling(session.driver):
+            statement = await session.driver.prepare(sql)
+        return [(one.name, _ARROW.get(one.type.name)) for one in statement.get_attributes()]
+
+    @asynccontextmanager
+    async def read_only(self, session: Session) -> AsyncIterator[None]:
+        # To be taken back: the transaction goes on to make temporary tables, or to write.
+        await session.execute(sa.text("SAVEPOINT featurestore_query"))
+        await session.execute(sa.text("SET TRANSACTION READ ONLY"))
+        yield
+        await session.execute(sa.text("ROLLBACK TO SAVEPOINT featurestore_query"))
+        await session.execute(sa.text("RELEASE SAVEPOINT featurestore_query"))
+
     async def analyze(self, session: Session, table: sa.Table) -> None:
         await session.execute(sa.text(f"ANALYZE {_quoted(session, table)}"))
 
@@ -310,6 +403,13 @@ class PostgreSQL:
 
     def upsert(self, table: sa.Table) -> Any:
         return pg.insert(table)
+
+
+def _arrived(
+    batch: pa.RecordBatch, names: Sequence[str], kinds: Sequence[FeatureType]
+) -> pa.RecordBatch:
+    columns = [column.cast(kind.arrow) for column, kind in zip(batch.columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, names)
 
 
 def _quoted(session: Session, table: sa.Table) -> str:

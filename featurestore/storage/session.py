@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -85,15 +85,28 @@ class Session:
         async with self.alone():
             return await self.dialect.push(self.driver, plan, callers, due=due, begun=True)
 
-    async def stream(
+    def stream(
         self,
         statement: sa.sql.ClauseElement,
         parameters: Mapping[str, Any] | None = None,
         *,
         size: int,
-    ) -> AsyncIterator[Sequence[Sequence[Any]]]:
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """The rows of a query, ``size`` at a time, without holding them all."""
-        sql, values = self.compile(statement, parameters)
+        return self._stream(*self.compile(statement, parameters), size)
+
+    def stream_text(self, sql: str, *, size: int) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
+        """The rows of a user's own query, which must run inside :meth:`Dialect.read_only`."""
+        return self._stream(sql, [], size)
+
+    async def describe(self, sql: str) -> Sequence[tuple[str, pa.DataType | None]]:
+        """The columns of a user's own query; see :meth:`Dialect.describe`."""
+        async with self.alone():
+            return await self.dialect.describe(self, sql)
+
+    async def _stream(
+        self, sql: str, values: Sequence[Any], size: int
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         chunks = self.dialect.stream(self, sql, values, size)
         try:
             while True:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,79 +18,265 @@ from featurestore.errors import (
     InvalidRowsError,
     NotFoundError,
     SchemaMismatchError,
+    SourceError,
 )
 from featurestore.ingest.casts import cast
 from featurestore.selection import Request
-from featurestore.types import FeatureType, Timestamp, TypeMismatch
+from featurestore.storage.session import Session
+from featurestore.training.rule import AT, ROW
+from featurestore.training.spool import IN_MEMORY_BYTES, collected
+from featurestore.types import (
+    Bool,
+    Date,
+    DecimalType,
+    FeatureType,
+    Timestamp,
+    TypeMismatch,
+)
 
-AT = "__at"
-ROW = "__row"
+PIECE_ROWS = 65_536
+"""Entity rows that are checked together."""
+
 _SHOWN = 10
+_SQL = re.compile(r"\s*(?:--[^\n]*\n\s*|\(\s*)*(?:select|with|values|table)\b", re.IGNORECASE)
+_SQL_ROWS = 16_384
 
 
 @dataclass(frozen=True)
 class Entities:
     """The entity table as it came, and its keys and times as the join needs them.
 
-    ``keys`` has the columns ``__row`` (its position), ``__at`` and one per join column.
+    ``keys`` has the columns ``__row`` (its position), ``__at`` and one per join column. Either may
+    be mapped from a file. ``source`` is the path or SQL text that it came from, if it did.
     """
 
     table: pa.Table
     keys: pa.Table
+    source: str | None = None
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
 
 
-def read_entities(entity_df: Any) -> pa.Table:
-    """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings. For a thread."""
+def is_sql(entity_df: Any) -> bool:
+    """Whether an entity table is given as the text of a query."""
+    return isinstance(entity_df, str) and _SQL.match(entity_df) is not None
+
+
+async def open_entities(
+    session: Session,
+    entity_df: Any,
+    request: Request,
+    timestamp_column: str,
+    limit: int = IN_MEMORY_BYTES,
+) -> Entities:
+    """Read and check the entity table: a table, a path to Parquet, or a query of the database.
+
+    Of a path, a stream or a query no more than ``limit`` bytes are held in memory. Raises
+    :class:`SchemaMismatchError` for missing or mistyped columns, :class:`InvalidRowsError` for
+    null times and keys that do not fit, and :class:`DefinitionError` where a column has the name
+    of an output.
+    """
+    source = os.fspath(entity_df) if isinstance(entity_df, str | os.PathLike) else None
+    if is_sql(entity_df):
+        table = await _query(session, entity_df)
+        types = {**request.key_columns, timestamp_column: Timestamp}
+        table = await asyncio.to_thread(_typed, table, types)
+    else:
+        table = await asyncio.to_thread(read_entities, entity_df, limit)
+    return await asyncio.to_thread(_prepare, table, source, request, timestamp_column, limit)
+
+
+# --- reading --------------------------------------------------------------------------------
+
+
+def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
+    """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings, a path to Parquet.
+    For a thread."""
     if isinstance(entity_df, pa.Table):
         return entity_df
+    if isinstance(entity_df, str | os.PathLike):
+        return _read_parquet(os.fspath(entity_df), limit)
     try:
         if type(entity_df).__module__.startswith("pandas"):
             # Its own Arrow stream would bring the index along as a column.
             return pa.Table.from_pandas(entity_df, preserve_index=False)
-        if hasattr(entity_df, "__arrow_c_stream__"):
-            return pa.RecordBatchReader.from_stream(entity_df).read_all()
         if isinstance(entity_df, pa.RecordBatch):
             return pa.Table.from_batches([entity_df])
+        if hasattr(entity_df, "__arrow_c_stream__"):
+            reader = pa.RecordBatchReader.from_stream(entity_df)
+            return collected(reader, reader.schema, limit)
         if isinstance(entity_df, Mapping):
             return pa.table(dict(entity_df))
-        if isinstance(entity_df, Sequence) and not isinstance(entity_df, str | bytes):
+        if isinstance(entity_df, Sequence) and not isinstance(entity_df, bytes):
             return pa.Table.from_pylist(list(entity_df))
     except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
         raise SchemaMismatchError(f"The entity table cannot be read: {error}") from error
     raise SchemaMismatchError(
-        f"The entity table must be a table (Arrow, pandas, Polars …) or a list of mappings, not "
-        f"{type(entity_df).__name__}."
+        f"The entity table must be a table (Arrow, pandas, Polars …), a list of mappings, a path "
+        f"to Parquet or the text of a query, not {type(entity_df).__name__}."
     )
 
 
-def prepare_entities(entity_df: Any, request: Request, timestamp_column: str) -> Entities:
-    """Read and check the entity table. For a thread.
+def _read_parquet(path: str, limit: int) -> pa.Table:
+    import pyarrow.parquet as pq
 
-    Raises :class:`SchemaMismatchError` for missing or mistyped columns,
-    :class:`InvalidRowsError` for null times and keys that do not fit, and
-    :class:`DefinitionError` where a column has the name of an output.
+    if not os.path.exists(path):
+        raise SourceError(
+            f"{path}: there is no such Parquet file (looked from {os.getcwd()}); a query would "
+            f"begin with SELECT or WITH."
+        )
+    try:
+        # One piece after the other: the file may be larger than memory.
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            return collected(file.iter_batches(batch_size=PIECE_ROWS), schema, limit)
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+async def _query(session: Session, sql: str) -> pa.Table:
+    """The rows of a query, which must not write; they are held in memory."""
+    statement = sql.strip().rstrip(";")
+    async with session.dialect.read_only(session):
+        columns = await session.describe(statement)
+        chunks = session.stream_text(statement, size=_SQL_ROWS)
+        parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
+    try:
+        empty = _part(columns, [])
+        return pa.concat_tables(parts or [empty], promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SchemaMismatchError(f"The rows of the query make no table: {error}") from error
+
+
+def _part(columns: Sequence[tuple[str, pa.DataType | None]], rows: Sequence[Any]) -> pa.Table:
+    """Rows of a query as a table; the types that the database does not tell are its values'."""
+    values = list(zip(*rows, strict=True)) or [()] * len(columns)
+    arrays = []
+    for (name, kind), column in zip(columns, values, strict=True):
+        try:
+            arrays.append(pa.array(column, kind))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+            raise SchemaMismatchError(
+                f"The query's column {name!r} has values that are of no one type: {error}"
+            ) from error
+    return pa.Table.from_arrays(arrays, [name for name, _ in columns])
+
+
+def _typed(table: pa.Table, types: Mapping[str, FeatureType]) -> pa.Table:
+    """A query's columns as their types, where the database keeps these as numbers or text.
+
+    SQLite has no times, dates, decimals and truth values: they come as integers as in the
+    store's own tables (microseconds, days, 0 and 1), or as text (ISO 8601, digits).
     """
-    table = read_entities(entity_df)
+    for name, kind in types.items():
+        if name not in table.column_names:
+            continue
+        column = table.column(name)
+        text, whole = pa.types.is_string(column.type), pa.types.is_integer(column.type)
+        as_text = text and (kind in (Date, Timestamp) or isinstance(kind, DecimalType))
+        as_number = whole and kind in (Bool, Date, Timestamp)
+        if not as_text and not as_number:
+            continue
+        try:
+            column = _iso_times(column) if text and kind == Timestamp else _as(column, kind)
+        except pa.ArrowException as error:
+            raise SchemaMismatchError(
+                f"The query's column {name!r} cannot be read as {kind}: {error}"
+            ) from error
+        table = table.set_column(table.column_names.index(name), name, column)
+    return table
+
+
+def _as(column: pa.ChunkedArray, kind: FeatureType) -> pa.ChunkedArray:
+    if kind == Date and pa.types.is_integer(column.type):
+        column = column.cast(pa.int32())
+    return column.cast(kind.arrow)
+
+
+def _iso_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    try:
+        return column.cast(pa.timestamp("us")).cast(Timestamp.arrow)  # without a zone: UTC
+    except pa.ArrowInvalid:
+        return column.cast(Timestamp.arrow)
+
+
+# --- checking -------------------------------------------------------------------------------
+
+
+def _prepare(
+    table: pa.Table, source: str | None, request: Request, timestamp_column: str, limit: int
+) -> Entities:
+    types = {**request.key_columns, timestamp_column: Timestamp}
     if table.num_columns == 0:  # a list of no rows says nothing of columns
-        types = {**request.key_columns, timestamp_column: Timestamp}
         table = pa.table({name: pa.nulls(0, kind.arrow) for name, kind in types.items()})
-    _check_names(table, request)
-    columns: dict[str, pa.Array] = {ROW: pa.arange(0, table.num_rows)}
-    columns[AT] = _column(table, timestamp_column, Timestamp)
-    missing = columns[AT].is_null()
-    if pc.any(missing, min_count=0).as_py():
-        positions = pc.indices_nonzero(missing).to_pylist()
-        bad = [InvalidRow(row, f"{timestamp_column} is null") for row in positions[:_SHOWN]]
-        raise InvalidRowsError("the entity table", bad, count=len(positions))
-    for name, kind in request.key_columns.items():
-        columns[name] = _column(table, name, kind)
-    return Entities(table, pa.table(columns))
+    _check_names(table, request, types)
+    needed = table.select(list(types))
+    stored = {ROW: pa.int64(), AT: Timestamp.arrow}
+    stored |= {name: kind.arrow for name, kind in request.key_columns.items()}
+    checks = _Checks(timestamp_column, types)
+
+    def keys() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for batch in _pieces(needed):
+            columns = checks.columns(batch, first)
+            rows = pa.arange(first, first + batch.num_rows)
+            times = columns[timestamp_column]
+            named = [columns[name] for name in request.key_columns]
+            yield pa.RecordBatch.from_arrays([rows, times, *named], schema=pa.schema(stored))
+            first += batch.num_rows
+
+    read = collected(keys(), pa.schema(stored), limit)
+    checks.finish()
+    return Entities(table, read, source)
 
 
-def _check_names(table: pa.Table, request: Request) -> None:
+def _pieces(table: pa.Table) -> Iterator[pa.RecordBatch]:
+    for start in range(0, table.num_rows, PIECE_ROWS):
+        piece = table.slice(start, PIECE_ROWS).combine_chunks()
+        yield from piece.to_batches()
+
+
+class _Checks:
+    """Casts the needed columns piece by piece, and gathers what is wrong with them."""
+
+    def __init__(self, timestamp_column: str, types: Mapping[str, FeatureType]) -> None:
+        self._time = timestamp_column
+        self._types = types
+        self._shown: list[InvalidRow] = []
+        self._count = 0
+
+    def columns(self, batch: pa.RecordBatch, first: int) -> dict[str, pa.Array]:
+        found = {}
+        for name, kind in self._types.items():
+            column = batch.column(batch.schema.get_field_index(name))
+            try:
+                found[name], bads = cast(column, kind)
+            except (TypeMismatch, pa.ArrowNotImplementedError):
+                raise SchemaMismatchError(
+                    f"The entity table's column {name!r} is {column.type}, which cannot become "
+                    f"{kind}."
+                ) from None
+            if name == self._time:
+                bads = [*bads, (column.is_null(), "is null")]
+            for mask, reason in bads:
+                self._note(mask, f"{name} {reason}", first)
+        return found
+
+    def _note(self, mask: pa.Array, reason: str, first: int) -> None:
+        positions = pc.indices_nonzero(mask)
+        self._count += len(positions)
+        shown = positions[: max(_SHOWN - len(self._shown), 0)].to_pylist()
+        self._shown += [InvalidRow(first + row, reason) for row in shown]
+
+    def finish(self) -> None:
+        """Raise :class:`InvalidRowsError` where anything was wrong."""
+        if self._count:
+            shown = sorted(self._shown, key=lambda bad: bad.row)
+            raise InvalidRowsError("the entity table", shown, count=self._count)
+
+
+def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
     names = table.column_names
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
@@ -100,24 +289,11 @@ def _check_names(table: pa.Table, request: Request) -> None:
                 f"{join.name}:{join.features[output.position]} named. Rename the column, or read "
                 f"with full_feature_names=True."
             )
-
-
-def _column(table: pa.Table, name: str, kind: FeatureType) -> pa.Array:
-    if name not in table.column_names:
-        hint = NotFoundError.of("column", name, table.column_names)
-        raise SchemaMismatchError(f"The entity table needs a column {name!r} ({kind}). {hint}")
-    column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):  # no chunk at all
-        column = pa.nulls(0, column.type) if not column.num_chunks else column.chunk(0)
-    try:
-        array, bads = cast(column, kind)
-    except (TypeMismatch, pa.ArrowNotImplementedError):
-        raise SchemaMismatchError(
-            f"The entity table's column {name!r} is {column.type}, which cannot become {kind}."
-        ) from None
-    if bads:
-        mask, reason = bads[0]
-        positions = pc.indices_nonzero(mask).to_pylist()
-        rows = [InvalidRow(row, f"{name} {reason}") for row in positions[:_SHOWN]]
-        raise InvalidRowsError("the entity table", rows, count=len(positions))
-    return array
+    for name, kind in types.items():
+        if name not in names:
+            hint = NotFoundError.of("column", name, names)
+            raise SchemaMismatchError(f"The entity table needs a column {name!r} ({kind}). {hint}")
+        # A type that can never fit is told although there are no rows.
+        _Checks("", {name: kind}).columns(
+            pa.record_batch({name: pa.nulls(0, table.schema.field(name).type)}), 0
+        )

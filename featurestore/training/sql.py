@@ -1,4 +1,4 @@
-"""The point-in-time join in the database: one descent into each view's index per entity row.
+"""The join in the database: one descent into each view's index per entity row.
 
 The keys and times of the entity table go up in bulk into a temporary table; answers come back
 a chunk of rows at a time, so memory is bounded whatever the size.
@@ -7,44 +7,41 @@ a chunk of rows at a time, so memory is bounded whatever the size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
 
-from featurestore.selection import Join, Request
+from featurestore.selection import Join
 from featurestore.storage.session import Session
-from featurestore.storage.tables import EVENT, revision_mark
-from featurestore.training.entities import AT, ROW, Entities
+from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
+from featurestore.training.entities import Entities
+from featurestore.training.rule import AT, ROW, Matched, Question
 from featurestore.types import FeatureType, Int64, Timestamp
 
 CHUNK_ROWS = 16_384
 """Entity rows per fetch: their answers are what is held at a time."""
 
 
-async def join_chunks(
-    session: Session, entities: Entities, request: Request
-) -> AsyncIterator[tuple[pa.Table, list[int]]]:
-    """The entity table with its features, chunk by chunk, in order; and per join, how many of
-    the chunk's rows found a value. The session is in a transaction of one snapshot."""
-    wanted = await _upload(session, entities, request)
-    query, layout = _query(session, wanted, request)
-    first = 0
+async def join_in_database(
+    session: Session, entities: Entities, question: Question
+) -> AsyncGenerator[list[Matched], None]:
+    """The engine ``sql``; the session is in a transaction of one snapshot."""
+    wanted = await _upload(session, entities, question)
+    query, layout = _query(session, wanted, question)
     # One statement: in a transaction that others commit beside, each would see another state.
     async for rows in session.stream(query, size=CHUNK_ROWS):
-        piece = entities.table.slice(first, len(rows))
-        first += len(rows)
-        yield await asyncio.to_thread(_chunk, session, piece, rows, layout, request)
+        yield await asyncio.to_thread(_chunk, session, rows, layout)
     if session.dialect.keeps_temporary_tables:
         await session.execute(sa.schema.DropTable(wanted))
 
 
-async def _upload(session: Session, entities: Entities, request: Request) -> sa.Table:
-    dialect = session.dialect
-    types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **request.key_columns}
+async def _upload(session: Session, entities: Entities, question: Question) -> sa.Table:
+    dialect, keys = session.dialect, question.request.key_columns
+    types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **keys}
     # Entity columns can have any name; the temporary table's are numbered.
-    names = {column: f"k{i}" for i, column in enumerate(request.key_columns)}
+    names = {column: f"k{i}" for i, column in enumerate(keys)}
     stored = {names.get(column, column): kind for column, kind in types.items()}
     table = sa.Table(
         session.temporary_name(),
@@ -80,22 +77,26 @@ async def _upload(session: Session, entities: Entities, request: Request) -> sa.
 
 
 def _query(
-    session: Session, wanted: sa.Table, request: Request
-) -> tuple[sa.Select[Any], list[slice]]:
-    """The statement, in the order of the rows, and where each join's columns stand."""
+    session: Session, wanted: sa.Table, question: Question
+) -> tuple[sa.Select[Any], list[tuple[int, list[FeatureType]]]]:
+    """The statement, in the order of the rows; and for each join where its columns begin, and
+    the types of its features: arrival, whether the plain match leaks, features."""
+    request = question.request
     names = {column: f"k{i}" for i, column in enumerate(request.key_columns)}
     joined: sa.FromClause = wanted
     columns: list[sa.ColumnElement[Any]] = [wanted.c[ROW]]
     layout = []
     for join in request.joins:
-        joined, best = _join(session, joined, wanted, join, names)
-        start = len(columns)
-        columns.append(best.c[EVENT])
+        joined, best = _join(session, joined, wanted, join, names, question, known=question.known)
+        plain = best
+        if question.known:  # what would have come without it
+            joined, plain = _join(session, joined, wanted, join, names, question, known=False)
+        layout.append((len(columns), join.types()))
+        columns += [best.c[ARRIVAL], plain.c[CREATED] > wanted.c[AT]]
         columns += [
             session.dialect.read(kind, best.c[name])
             for name, kind in zip(join.features, join.types(), strict=True)
         ]
-        layout.append(slice(start, len(columns)))
     labelled = [column.label(f"c{index}") for index, column in enumerate(columns)]
     query = sa.select(*labelled).select_from(joined).order_by(wanted.c[ROW])
     return query.prefix_with(revision_mark(request.revision)), layout
@@ -107,6 +108,9 @@ def _join(
     wanted: sa.Table,
     join: Join,
     names: dict[str, str],
+    question: Question,
+    *,
+    known: bool,
 ) -> tuple[sa.FromClause, sa.FromClause]:
     dialect = session.dialect
     ttl = join.view.ttl
@@ -116,33 +120,26 @@ def _join(
         found.append(rows.c[EVENT] <= wanted.c[AT])
         if ttl is not None:
             found.append(dialect.within(rows.c[EVENT], wanted.c[AT], ttl))
-        return found
+        if known:
+            found.append(rows.c[CREATED] <= wanted.c[AT])
+        return found + question.seen(join, rows)
 
     return dialect.join_latest(joined, join.view.history, match)
 
 
 def _chunk(
     session: Session,
-    entities: pa.Table,
     rows: Sequence[Sequence[Any]],
-    layout: list[slice],
-    request: Request,
-) -> tuple[pa.Table, list[int]]:
+    layout: Sequence[tuple[int, list[FeatureType]]],
+) -> list[Matched]:
     columns = list(zip(*rows, strict=True))
-    matched = [sum(time is not None for time in columns[part.start]) for part in layout]
-    table = entities
-    for output in request.outputs:
-        values = columns[layout[output.join].start + 1 + output.position]
-        table = table.append_column(
-            pa.field(output.name, output.type.arrow), session.dialect.arrow(output.type, values)
-        )
-    return table, matched
-
-
-def empty_answer(entities: pa.Table, request: Request) -> pa.Table:
-    """The answer's schema without rows."""
-    table = entities.slice(0, 0)
-    for output in request.outputs:
-        field = pa.field(output.name, output.type.arrow)
-        table = table.append_column(field, pa.nulls(0, output.type.arrow))
-    return table
+    found = []
+    for start, types in layout:
+        features = columns[start + 2 : start + 2 + len(types)]
+        arrays = [
+            session.dialect.arrow(kind, values)
+            for kind, values in zip(types, features, strict=True)
+        ]
+        leaked = sum(bool(value) for value in columns[start + 1])
+        found.append(Matched(pa.array(columns[start], pa.int64()), leaked, tuple(arrays)))
+    return found

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from featurestore.errors import SourceError
+from featurestore.training.manifest import PARQUET_KEY, Manifest
+from featurestore.training.report import TrainingPlan
 
 if TYPE_CHECKING:
     import pandas
     import polars
+    import pyarrow.parquet as pq
+
+GROUP_ROWS = 131_072
+"""Rows of a row group: what a reader of the file gets at a time."""
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Entity rows with their features: every row kept, in order, its own columns first.
 
-    ``match_rate`` maps each view to the share of rows (0 to 1) that found a value in it.
+    ``match_rate`` maps each view to the share of rows (0 to 1) that found a value in it, and
+    ``leaked`` to the number of rows whose value, by the plain rule, was created after the row's
+    time: what ``known_by="created_timestamp"`` would leave out, or has left out. ``features`` says
+    which view each feature column is of. ``manifest`` is what :meth:`FeatureStore.replay` makes
+    the same rows again from. ``warnings`` tell what cannot be as it was asked for.
+
+    A set that is larger than the memory allowed lies in a temporary file, and is read from there.
     """
 
     table: pa.Table
     match_rate: Mapping[str, float]
+    features: Mapping[str, str] = field(default_factory=dict)
+    leaked: Mapping[str, int] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    plan: TrainingPlan | None = None
+    warnings: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -47,21 +65,49 @@ class TrainingSet:
         return polars.DataFrame(self.table)
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
-        """Write the rows to a Parquet file, whole or not at all.
+        """Write the rows to a Parquet file, whole or not at all, a row group at a time. The
+        manifest goes with them.
 
         It blocks while it writes: async code calls ``asyncio.to_thread(ts.to_parquet, path)``.
         """
-        import pyarrow.parquet as pq
-        from pyarrow.fs import LocalFileSystem
+        with parquet_file(path, self.table.schema) as writer:
+            for start in range(0, self.table.num_rows, GROUP_ROWS):
+                writer.write_table(self.table.slice(start, GROUP_ROWS))
+            add_manifest(writer, self.manifest)
 
-        target = os.fspath(path)
-        partial = f"{target}.partial"
-        try:
-            pq.write_table(self.table, partial)
-            LocalFileSystem().move(partial, target)
-        except OSError as error:
-            raise SourceError(f"{target} cannot be written: {error}") from error
+    def explain(self) -> TrainingPlan:
+        """Which engine made the set, and why that one; printing it shows a few lines."""
+        if self.plan is None:
+            return TrainingPlan("server", "it was made by a server", {}, (), len(self), 0.0)
+        return self.plan
 
     def __repr__(self) -> str:
         rates = ", ".join(f"{view} {rate:.1%}" for view, rate in self.match_rate.items())
         return f"<TrainingSet: {len(self):,} rows, {self.table.num_columns} columns; found {rates}>"
+
+
+@contextmanager
+def parquet_file(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """A Parquet file at ``path`` that is there when all went well, and else not touched."""
+    import pyarrow.parquet as pq
+    from pyarrow.fs import LocalFileSystem
+
+    target = os.fspath(path)
+    partial = f"{target}.partial"
+    try:
+        try:
+            with pq.ParquetWriter(partial, schema) as writer:
+                yield writer
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(partial)
+            raise
+        LocalFileSystem().move(partial, target)
+    except OSError as error:
+        raise SourceError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def add_manifest(writer: pq.ParquetWriter, manifest: Manifest | None) -> None:
+    """Put a manifest into a file that is being written."""
+    if manifest is not None:
+        writer.add_key_value_metadata({PARQUET_KEY: manifest.to_json().encode()})

@@ -1,0 +1,98 @@
+"""A DuckDB for the time of one call: bounded in memory, off the loop, stopped when cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from featurestore.errors import FeatureStoreError, StoreUnavailableError
+from featurestore.storage.waiting import stoppable, uninterrupted
+from featurestore.training.memory import Memory
+from featurestore.training.spool import spilling
+
+if TYPE_CHECKING:
+    import duckdb
+
+T = TypeVar("T")
+
+
+@asynccontextmanager
+async def temporary_folder() -> AsyncGenerator[Path, None]:
+    def make() -> Path:
+        with spilling():
+            return Path(tempfile.mkdtemp(prefix="featurestore-"))
+
+    folder = await asyncio.to_thread(make)
+    try:
+        yield folder
+    finally:
+        await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+
+
+class Database:
+    """A DuckDB of one call. Its work is done in threads, and stops where its caller is
+    cancelled."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+        self.connection = connection
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, folder: Path, memory: Memory) -> AsyncGenerator[Database, None]:
+        def connect() -> duckdb.DuckDBPyConnection:
+            import duckdb
+
+            connection = duckdb.connect(
+                config={
+                    "memory_limit": f"{memory.engine // 1024} KiB",
+                    "temp_directory": str(folder),
+                    "threads": memory.threads,
+                    "preserve_insertion_order": False,
+                    "autoinstall_known_extensions": False,
+                    "autoload_known_extensions": False,
+                }
+            )
+            connection.execute("SET TimeZone = 'UTC'")
+            return connection
+
+        connection = await asyncio.to_thread(connect)
+        database = cls(connection)
+        try:
+            yield database
+        finally:
+            await uninterrupted(asyncio.to_thread(connection.close))
+
+    async def run(
+        self, call: Callable[[], T], connection: duckdb.DuckDBPyConnection | None = None
+    ) -> T:
+        """``call`` in a thread, on the first connection or another; DuckDB's errors as ours."""
+
+        def translated() -> T:
+            import duckdb
+
+            try:
+                return call()
+            except (duckdb.Error, OSError) as error:
+                raise _broken_off(error) from error
+
+        async def stop() -> None:
+            (connection or self.connection).interrupt()
+
+        return await stoppable(asyncio.to_thread(translated), stop)
+
+
+def _broken_off(error: Exception) -> FeatureStoreError:
+    text = str(error)
+    first = text.partition("\n")[0]
+    full = "No space left" in text or "failed to offload" in text or "max_temp_directory" in text
+    if full or type(error).__name__ == "OutOfMemoryException":
+        return StoreUnavailableError(
+            f"The join ran out of room: {first} Make room in {tempfile.gettempdir()}, name another "
+            f"folder by TMPDIR, or allow more memory by memory_limit."
+        )
+    return FeatureStoreError(f"DuckDB could not carry out the join: {first}")

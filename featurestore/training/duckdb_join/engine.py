@@ -1,0 +1,86 @@
+"""The engine ``duckdb``.
+
+The needed columns of each view's history come out as Arrow, once for all joins of the view. DuckDB
+finds each entity row's match by keys and times alone. Where history fits into the memory allowed,
+its features are then gathered by position, which needs no sorting; else they lie in a Parquet file
+beside, and DuckDB joins and sorts them, spilling to the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+
+from featurestore.selection import Join
+from featurestore.storage.session import Session
+from featurestore.training.duckdb_join.answers import Answer, InMemory, OnDisk
+from featurestore.training.duckdb_join.columns import narrow_entities
+from featurestore.training.duckdb_join.database import Database, temporary_folder
+from featurestore.training.duckdb_join.history import History
+from featurestore.training.duckdb_join.statements import Statements
+from featurestore.training.entities import Entities
+from featurestore.training.memory import Memory
+from featurestore.training.rule import Matched, Question
+
+
+async def join_in_duckdb(
+    session: Session, entities: Entities, question: Question, memory: Memory
+) -> AsyncGenerator[list[Matched], None]:
+    """The engine ``duckdb``; the session is in a transaction of one snapshot."""
+    async with AsyncExitStack() as stack:
+        folder = await stack.enter_async_context(temporary_folder())
+        database = await stack.enter_async_context(Database.open(folder, memory))
+        answers: list[Answer] = []
+        by_view: dict[int, History] = {}
+        joins = question.request.joins
+        for index, join in enumerate(joins):
+            if join.view.id not in by_view:
+                same = [one for one in joins if one.view.id == join.view.id]
+                by_view[join.view.id] = await History.read(
+                    session, join.view, same, entities, question, folder, memory
+                )
+            history = by_view[join.view.id]
+            answers.append(await _match(database, entities, join, history, question, index))
+            if all(one.view.id != join.view.id for one in joins[index + 1 :]):
+                del by_view[join.view.id]
+        streams = [
+            await stack.enter_async_context(aclosing(answer.chunks(database, len(entities))))
+            for answer in answers
+        ]
+        while True:
+            found = [await anext(stream, None) for stream in streams]
+            if found[0] is None:
+                return
+            yield [one for one in found if one is not None]
+
+
+async def _match(
+    database: Database,
+    entities: Entities,
+    join: Join,
+    history: History,
+    question: Question,
+    index: int,
+) -> Answer:
+    """Find each entity row's match; see ``rule.py``."""
+    statements = Statements(join, f"found_{index}")
+    leaks = f"plain_{index}"
+
+    def find() -> Answer:
+        connection = database.connection
+        connection.register("entity", narrow_entities(entities.keys, join))
+        history.register(connection)
+        connection.execute(statements.ties)
+        (tied,) = connection.execute("SELECT count(*) FROM ties").fetchone() or (0,)
+        connection.execute(statements.best)
+        if question.known:
+            connection.execute(statements.plain(leaks, tied=bool(tied)))
+            connection.execute(statements.known)
+        else:
+            connection.execute(statements.plain(statements.target, tied=bool(tied)))
+        plain = leaks if question.known else statements.target
+        if history.columns is not None:
+            return InMemory.of(connection, history, join, entities, statements.target, plain)
+        return OnDisk(history, join, statements.target, plain)
+
+    return await database.run(find)

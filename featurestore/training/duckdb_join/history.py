@@ -1,0 +1,154 @@
+"""A view's history beside the database: in memory where it fits, in a Parquet file else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from featurestore.selection import Join
+from featurestore.storage.registry import RegisteredView
+from featurestore.storage.session import Session
+from featurestore.storage.tables import revision_mark
+from featurestore.storage.waiting import uninterrupted
+from featurestore.training.duckdb_join import statements
+from featurestore.training.duckdb_join.columns import plain_key, single
+from featurestore.training.entities import Entities
+from featurestore.training.history import history_schema, history_types, read_source
+from featurestore.training.memory import Memory
+from featurestore.training.pruning import history_bounds
+from featurestore.training.rule import Question
+from featurestore.training.spool import spilling
+
+if TYPE_CHECKING:
+    import duckdb
+
+_GROUP_BYTES = 32 * 1024 * 1024
+"""What is gathered before it is written: a row group."""
+
+
+class History:
+    """A view's history as the joins need it: its columns in memory, or a Parquet file."""
+
+    def __init__(
+        self, view: RegisteredView, columns: dict[str, pa.Array] | None, path: Path
+    ) -> None:
+        self.view = view
+        self.columns = columns
+        self.path = path
+
+    def register(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Make it known as ``history``, by the names that the statements have for it."""
+        names = statements.short_names(self.view.view.join_keys)
+        if self.columns is not None:
+            narrow = {name: plain_key(self.columns[column]) for column, name in names.items()}
+            narrow["id"] = pa.arange(0, len(narrow["t"]))
+            connection.register("history", pa.table(narrow))
+            return
+        connection.read_parquet(str(self.path)).create_view("rows_of_history")
+        connection.execute(statements.history_view(names, self.view.view.join_keys))
+
+    @classmethod
+    async def read(
+        cls,
+        session: Session,
+        view: RegisteredView,
+        joins: Sequence[Join],
+        entities: Entities,
+        question: Question,
+        folder: Path,
+        memory: Memory,
+    ) -> History:
+        features = list(dict.fromkeys(name for join in joins for name in join.features))
+        types = history_types(view, features)
+        schema = history_schema(types)
+        started = time.perf_counter()
+        if view.name in question.from_source:
+            batches = read_source(session, view, types)
+        else:
+            bounds = await history_bounds(session, view, joins, entities, question)
+            mark = revision_mark(question.request.revision)
+            batches = session.dialect.extract(
+                session, view.history, types, bounds, mark, inside=question.inside
+            )
+        keep = memory.history if len(entities) * 8 <= memory.history else 0
+        gathered = _Gathered(schema, folder / f"history-{view.id}.parquet", keep)
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    await asyncio.to_thread(gathered.add, batch)
+                    question.report.tell("history", gathered.rows)
+            columns = await asyncio.to_thread(gathered.finish)
+        finally:
+            await uninterrupted(asyncio.to_thread(gathered.close))
+        question.report.history_read(view.name, gathered.rows, time.perf_counter() - started)
+        return cls(view, columns, gathered.path)
+
+
+class _Gathered:
+    """Rows of history: in memory up to ``limit`` bytes, in a Parquet file beyond. For threads."""
+
+    def __init__(self, schema: pa.Schema, path: Path, limit: int) -> None:
+        self.rows = 0
+        self.path = path
+        self._schema = schema
+        self._limit = limit
+        self._bytes = 0
+        self._batches: list[pa.RecordBatch] = []
+        self._writer: Any = None
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self.rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._writer is None and self._bytes > self._limit:
+            import pyarrow.parquet as pq
+
+            with spilling():
+                # Read once or twice, and soon: what is quick to write.
+                self._writer = pq.ParquetWriter(
+                    self.path, self._schema, compression="lz4", write_statistics=False
+                )
+            self._bytes = self._limit
+        if self._writer is not None and self._bytes > self._limit + _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        with spilling():
+            self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
+        self._batches, self._bytes = [], self._limit
+
+    def finish(self) -> dict[str, pa.Array] | None:
+        """The columns, where they are in memory."""
+        if self._writer is None:
+            return self._columns()
+        self._flush()
+        with spilling():
+            self._writer.close()
+        self._writer = None
+        return None
+
+    def _columns(self) -> dict[str, pa.Array]:
+        # In one piece each, and one after the other: two are held twice at no time.
+        parts = [
+            dict(zip(batch.schema.names, batch.columns, strict=True)) for batch in self._batches
+        ]
+        self._batches = []
+        columns = {}
+        for field in self._schema:
+            pieces = [part.pop(field.name) for part in parts]
+            whole = pa.chunked_array(pieces, field.type)
+            # More than 2 GB of text stays in pieces, which take longer to gather from.
+            columns[field.name] = single(whole)
+        return columns
+
+    def close(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with spilling():
+                writer.close()

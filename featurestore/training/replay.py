@@ -1,0 +1,177 @@
+"""A training set once more, from its manifest: the same rows, though data came in since."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import sqlalchemy as sa
+
+from featurestore.context import Context
+from featurestore.errors import (
+    DefinitionError,
+    FeatureStoreError,
+    NotFoundError,
+    SchemaMismatchError,
+    SourceError,
+)
+from featurestore.selection import Join, Output, Request
+from featurestore.storage.dialect import BLOCK
+from featurestore.storage.marks import Removal, removed_since
+from featurestore.storage.registry import Catalog, RegisteredView
+from featurestore.storage.session import Session
+from featurestore.storage.tables import load
+from featurestore.training.asked import Asked
+from featurestore.training.digest import table_digest
+from featurestore.training.entities import is_sql, read_entities
+from featurestore.training.manifest import Manifest, ManifestJoin
+from featurestore.training.read import read_training_set
+from featurestore.training.training_set import TrainingSet
+from featurestore.types import parse_type
+
+
+async def replay(
+    context: Context, manifest: Manifest | str | os.PathLike[str], entity_df: Any, engine: str
+) -> TrainingSet:
+    """The training set of a manifest, read again at its mark, and held to be the same."""
+    if not isinstance(manifest, Manifest):
+        manifest = await asyncio.to_thread(Manifest.load, manifest)
+    if manifest.project != context.project:
+        raise DefinitionError(
+            f"The manifest is of project {manifest.project!r}, and this store of "
+            f"{context.project!r}."
+        )
+    if manifest.mark is None:
+        raise DefinitionError(
+            "This training set was read inside a transaction, whose state was not yet the store's: "
+            "it cannot be replayed."
+        )
+    entities = await _entities(manifest, entity_df)
+    asked = Asked(
+        names=lambda catalog: [one.view for one in manifest.joins if one.view in catalog.views],
+        find=lambda catalog: _request(manifest, catalog),
+        timestamp_column=manifest.timestamp_column,
+        engine=engine,
+        as_of=manifest.mark,
+        known_by=manifest.known_by,
+        read_from={one.view: one.read_from for one in manifest.joins},
+        types=tuple(_type(manifest, join, place) for _, join, place in manifest.outputs),
+    )
+    found = await read_training_set(context, entities, asked)
+    await _check_same(context, manifest, found)
+    return replace(found, warnings=())
+
+
+async def _entities(manifest: Manifest, entity_df: Any) -> Any:
+    given = entity_df if entity_df is not None else manifest.entity_table
+    if given is None:
+        given = manifest.entity_source
+    if given is None:
+        raise DefinitionError(
+            "The manifest does not hold the entity table: give it as entity_df, or replay the "
+            "training set's Parquet file."
+        )
+    if is_sql(given):
+        return given  # its rows are looked at when they are there
+    table = await asyncio.to_thread(read_entities, given)
+    digest = await asyncio.to_thread(table_digest, table)
+    if digest != manifest.entity_digest:
+        raise SchemaMismatchError(_other_entities(manifest, table.num_rows))
+    return table
+
+
+def _other_entities(manifest: Manifest, rows: int) -> str:
+    return (
+        f"The entity table is not the one of the manifest: that had {manifest.entity_rows:,} rows, "
+        f"this has {rows:,}, and other content."
+    )
+
+
+def _type(manifest: Manifest, join: int, position: int) -> Any:
+    return parse_type(manifest.joins[join].types[position]).arrow
+
+
+def _request(manifest: Manifest, catalog: Catalog) -> Request:
+    joins = tuple(_join(one, catalog.view(one.view)) for one in manifest.joins)
+    outputs = tuple(
+        Output(name, join, position, joins[join].types()[position])
+        for name, join, position in manifest.outputs
+    )
+    return Request(joins, outputs, catalog.revision)
+
+
+def _join(one: ManifestJoin, registered: RegisteredView) -> Join:
+    """A view joined as it was: by its ttl of then, whatever it is now."""
+    view = registered.view
+    for feature in one.features:
+        if feature not in view.types:
+            raise NotFoundError.of(
+                "feature", feature, view.types, f" in view {view.name!r} any more"
+            )
+    keys = tuple(key for key, _ in one.columns)
+    if keys != tuple(view.join_keys):
+        raise DefinitionError(
+            f"view {view.name!r} has other join keys than when the training set was made."
+        )
+    ttl = None if one.ttl is None else dt.timedelta(*one.ttl)
+    return Join(
+        replace(registered, view=replace(view, ttl=ttl)), one.name, one.features, one.columns
+    )
+
+
+async def _check_same(context: Context, manifest: Manifest, found: TrainingSet) -> None:
+    again = found.manifest
+    assert again is not None
+    assert manifest.mark is not None
+    if again.entity_digest != manifest.entity_digest:  # of a query
+        raise SchemaMismatchError(_other_entities(manifest, again.entity_rows))
+    changed = [
+        one
+        for one, now in zip(manifest.joins, again.joins, strict=True)
+        if one.arrivals != now.arrivals
+    ]
+    if not changed:
+        return
+    for one in changed:
+        if one.read_from == "source":
+            raise SourceError(
+                f"The source of view {one.view!r} holds other rows than when the training set was "
+                f"made."
+            )
+    names = {one.view for one in changed}
+    async with context.reading(names) as (session, catalog):
+        views = {catalog.view(name).id: name for name in names}
+        removals = await removed_since(session, manifest.mark, views)
+        used = [one for one in removals if _was_used(one, views, changed)]
+        lost = [await _named(session, one, views[one.view_id]) for one in used]
+    if not lost:
+        raise FeatureStoreError(
+            f"The rows of {', '.join(sorted(names))} are other ones than when the training set was "
+            f"made, though nothing was undone or erased: history was changed by other means."
+        )
+    raise NotFoundError(
+        "The training set cannot be made again: rows that it used are gone.\n" + "\n".join(lost)
+    )
+
+
+def _was_used(removal: Removal, views: Mapping[int, str], joins: list[ManifestJoin]) -> bool:
+    blocks = [block for one in joins if one.view == views[removal.view_id] for block in one.blocks]
+    return any(
+        first // BLOCK <= end and start <= last // BLOCK
+        for first, last in removal.arrivals
+        for start, end in blocks
+    )
+
+
+async def _named(session: Session, removal: Removal, view: str) -> str:
+    when = f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+    rows = f"{removal.rows_removed:,} row{'s' if removal.rows_removed != 1 else ''}"
+    if removal.load_id is None:
+        return f"  {view}: {rows} of an entity that was erased at {when}"
+    query = sa.select(load.c.source).where(load.c.id == removal.load_id)
+    source = (await session.execute(query)).scalar_one_or_none()
+    return f"  {view}: {rows} of load {removal.load_id} ({source}), undone at {when}"
