@@ -9,6 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import adbc_driver_postgresql.dbapi  # noqa: F401 - what engines import later is there before
+import adbc_driver_sqlite.dbapi  # noqa: F401 - the same
+import duckdb  # noqa: F401 - the same
 import pyarrow.parquet as pq
 from training_data import FEATURES, view_of
 from training_ways import NotAvailable, Way

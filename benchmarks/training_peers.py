@@ -82,7 +82,9 @@ class Fetched(Way):
             history = cursor.fetch_arrow_table()
         self.duck.register("history", history)
         self.duck.register("entity_rows", numbered(ready))
-        return self.duck.execute(asof("history")).to_arrow_table()
+        answer = self.duck.execute(asof("history")).to_arrow_table()
+        self.duck.unregister("history")  # or the next call would hold it beside its own
+        return answer
 
 
 class OnFile(Way):
@@ -148,7 +150,7 @@ class Lateral(Way):
         columns: Sequence[Sequence[Any]] = list(zip(*answer, strict=True))
         for name, values in zip(FEATURES, columns, strict=True):
             entities = entities.append_column(name, pa.array(values))
-        return entities.to_batches()
+        yield from entities.to_batches()
 
 
 class LateralUnnest(Lateral):
@@ -198,7 +200,7 @@ class MergeAsof(Way):
         return joined.set_index(order).sort_index()
 
     def batches(self, entities: Any, answer: Any) -> Iterable[pa.RecordBatch]:
-        return pa.Table.from_pandas(answer, preserve_index=False).to_batches()
+        yield from pa.Table.from_pandas(answer, preserve_index=False).to_batches()
 
 
 PEERS: dict[str, type[Way]] = {
