@@ -210,7 +210,7 @@ class Bench:
     server: PostgresServer | None
     feast: str | None
     share: float
-    loaded: dict[tuple[str, str], str] = field(default_factory=dict)
+    loaded: dict[tuple[str, str], str | Failed] = field(default_factory=dict)
 
     def measure(self, one: Measure) -> Measured:
         """One measurement; or :class:`Failed`."""
@@ -249,16 +249,25 @@ class Bench:
         if one.database == "files":
             return ""
         key = (one.database, one.history)
-        if key not in self.loaded:
-            url = self._created(one)
-            say(f"loading the history into {one.line.group} …")
-            history = str(self.files.history(one.history))
+        known = self.loaded.get(key)
+        if known is None:
+            known = self.loaded[key] = self._load(one)
+        if isinstance(known, Failed):
+            raise known
+        return known
+
+    def _load(self, one: Measure) -> str | Failed:
+        url = self._created(one)
+        say(f"loading the history into {one.line.group} …")
+        history = str(self.files.history(one.history))
+        try:
             self._carried_out({"function": "load", "url": url, "history": history}, LONG_SECONDS)
-            if one.database == "postgresql":
-                # As autovacuum would soon: or the first to read has the pages to mark.
-                asyncio.run(ask(url, "VACUUM (ANALYZE)"))
-            self.loaded[key] = url
-        return self.loaded[key]
+        except Failed as error:
+            return error
+        if one.database == "postgresql":
+            # As autovacuum would soon: or the first to read has the pages to mark.
+            asyncio.run(ask(url, "VACUUM (ANALYZE)"))
+        return url
 
     def _created(self, one: Measure) -> str:
         if one.database == "sqlite":
@@ -361,6 +370,10 @@ def run(options: argparse.Namespace, folder: Path) -> bool:
     minutes = (time.perf_counter() - began) / 60
     rounds = "1 round" if options.rounds == 1 else f"the best of {options.rounds} rounds"
     where += f"\n{dt.date.today()}, {rounds}, {minutes:.1f} minutes"
+    if bench.share != 1:
+        where += (
+            f"\nA quick look: entity tables have {bench.share:g} times the rows that lines name"
+        )
     print(f"{where}\n")
     tell(options, where, measures, found)
     return not any(isinstance(one, str) and one.startswith("failed") for one in found.values())

@@ -135,8 +135,9 @@ def engines_json(cells: Cells) -> list[dict[str, Any]]:
 def found_json(lines: Mapping[str, Line], found: Found) -> list[dict[str, Any]]:
     """All that was measured, for a program."""
     return [
-        {**asdict(lines[name]), **({"reason": one} if isinstance(one, str) else _figures(one))}
+        {"name": name, **asdict(lines[name]), **figures}
         for name, one in found.items()
+        for figures in [{"reason": one} if isinstance(one, str) else _figures(one)]
     ]
 
 
