@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -185,7 +185,7 @@ class Bench:
     def _settle(self, way: Way, url: str) -> None:
         """What others have left to be written is no measurement's to wait for."""
         if not way.sqlite:
-            asyncio.run(_ask(url, "CHECKPOINT"))
+            asyncio.run(ask(url, "CHECKPOINT"))
         os.sync()
 
     def _child(self, function: str, url: str, path: Path, seconds: float = SECONDS) -> Measured:
@@ -193,28 +193,34 @@ class Bench:
         if function == "feast":
             command = [str(self.feast), str(FEAST)]
         with tempfile.TemporaryDirectory(dir=self.files.folder) as folder:
-            # The order goes by stdin: a command line shows a URL's password to everybody.
             order = {"function": function, "url": url, "path": str(path), "folder": folder}
-            try:
-                done = subprocess.run(
-                    command,
-                    input=json.dumps(order),
-                    capture_output=True,
-                    text=True,
-                    timeout=seconds,
-                    check=False,
-                )
-            except subprocess.TimeoutExpired:
-                raise Failed(f"failed: not done after {seconds:,.0f} s") from None
-            except OSError as error:  # of a Python that was named
-                raise Failed(f"failed: {error}") from None
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise Failed(f"failed: {lines[-1]}")
-        return Measured(**json.loads(done.stdout.strip().splitlines()[-1]))
+            return Measured(**carried_out(command, order, seconds))
 
 
-async def _ask(url: str, *statements: str) -> list[Any]:
+def carried_out(command: list[str], order: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """What a child answers to an order, or :class:`Failed`."""
+    # The order goes by stdin: a command line shows a URL's password to everybody.
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(order),
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Failed(f"failed: not done after {seconds:,.0f} s") from None
+    except OSError as error:  # of a Python that was named
+        raise Failed(f"failed: {error}") from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Failed(f"failed: {lines[-1]}")
+    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return answer
+
+
+async def ask(url: str, *statements: str) -> list[Any]:
     connection = await asyncpg.connect(url)
     try:
         return [await connection.fetchval(statement) for statement in statements]
@@ -255,19 +261,22 @@ def better(known: Measured | str | None, new: Measured) -> Measured:
     return replace(fastest, megabytes=max(known.megabytes, new.megabytes))
 
 
-def setting(server: PostgresServer | None, files: Files) -> str:
+def setting(
+    server: PostgresServer | None, files: Files, libraries: Sequence[str] = LIBRARIES
+) -> str:
     """A line or two on where this ran: figures mean little without."""
-    libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
+    shown = ", ".join(f"{name} {version(name)}" for name in libraries)
     lines = [
         f"{files.rows:,} rows, {files.first().stat().st_size / 1e6:.0f} MB of Parquet; "
         f"{os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}",
-        libraries,
+        shown,
     ]
     if server is not None:
         names = ["server_version", *SHOWN]
-        values = asyncio.run(_ask(server.url(), *(f"SHOW {name}" for name in names)))
-        shown = ", ".join(f"{name}={value}" for name, value in zip(SHOWN, values[1:], strict=True))
-        lines.append(f"PostgreSQL {values[0]}: {shown}")
+        values = asyncio.run(ask(server.url(), *(f"SHOW {name}" for name in names)))
+        pairs = zip(SHOWN, values[1:], strict=True)
+        told = ", ".join(f"{name}={value}" for name, value in pairs)
+        lines.append(f"PostgreSQL {values[0]}: {told}")
     return "\n".join(lines)
 
 

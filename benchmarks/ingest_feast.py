@@ -21,6 +21,7 @@ from feast.repo_config import RegistryConfig
 from feast.types import Float64, Int32, Int64, String, ValueType
 
 FLOATS = [f"f{i}" for i in range(6)]
+NO_TTL = dt.timedelta(0)
 
 
 def online_store(url: str, folder: Path) -> dict[str, Any]:
@@ -38,7 +39,18 @@ def online_store(url: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def view_of(path: str) -> list[Any]:
+def config_of(url: str, folder: Path) -> feast.RepoConfig:
+    return feast.RepoConfig(
+        project="bench",
+        provider="local",
+        registry=RegistryConfig(path=str(folder / "registry.db")),
+        online_store=online_store(url, folder),
+        offline_store={"type": "file"},
+        entity_key_serialization_version=3,
+    )
+
+
+def view_of(path: str, name: str = "bench", ttl: dt.timedelta = NO_TTL) -> list[Any]:
     item = feast.Entity(name="item", join_keys=["item_id"], value_type=ValueType.INT64)
     source = feast.FileSource(
         path=path, timestamp_field="event_timestamp", created_timestamp_column="created"
@@ -49,24 +61,14 @@ def view_of(path: str) -> list[Any]:
         feast.Field(name="n", dtype=Int32),
         feast.Field(name="label", dtype=String),
     ]
-    view = feast.FeatureView(
-        name="bench", entities=[item], ttl=dt.timedelta(0), schema=schema, source=source
-    )
+    view = feast.FeatureView(name=name, entities=[item], ttl=ttl, schema=schema, source=source)
     return [item, view]
 
 
 def main() -> None:
     order = json.load(sys.stdin)
     folder = Path(order["folder"])
-    config = feast.RepoConfig(
-        project="bench",
-        provider="local",
-        registry=RegistryConfig(path=str(folder / "registry.db")),
-        online_store=online_store(order["url"], folder),
-        offline_store={"type": "file"},
-        entity_key_serialization_version=3,
-    )
-    store = feast.FeatureStore(config=config)
+    store = feast.FeatureStore(config=config_of(order["url"], folder))
     store.apply(view_of(order["path"]))
     times = pq.read_table(order["path"], columns=["event_timestamp"]).column(0)
     first, last = (pc.min_max(times)[edge].as_py() for edge in ("min", "max"))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingest_data import view
+from memory import begin_peak, peak
 
 import featurestore as fs
 from featurestore.reports import IngestReport
@@ -38,7 +37,7 @@ class Watch:
     async def over(self, load: Awaitable[IngestReport]) -> tuple[IngestReport, dict[str, float]]:
         """Await a load; what it gives, and what was seen."""
         gc.collect()
-        idle = _begin_peak()
+        idle = begin_peak()
         ticking = asyncio.create_task(self._tick())
         try:
             began = time.perf_counter()
@@ -52,31 +51,8 @@ class Watch:
             "seconds": seconds,
             "p99": ordered[int(len(ordered) * 0.99)] * 1e3,
             "worst": ordered[-1] * 1e3,
-            "megabytes": (_peak() - idle) / 1e6,
+            "megabytes": (peak() - idle) / 1e6,
         }
-
-
-STATUS = Path("/proc/self/status")
-
-
-def _begin_peak() -> int:
-    """Let the peak of this process begin anew; the bytes that it holds at the moment."""
-    if not STATUS.exists():
-        return _peak()  # where it cannot begin anew, what importing took at its peak is idle
-    Path("/proc/self/clear_refs").write_text("5")
-    return _of_status("VmRSS")
-
-
-def _peak() -> int:
-    if STATUS.exists():
-        return _of_status("VmHWM")  # ru_maxrss would hold what the process's parent had
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _of_status(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) * 1024
 
 
 Call = Callable[[fs.FeatureStore, Path], Awaitable[IngestReport]]
