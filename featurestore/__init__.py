@@ -49,6 +49,7 @@ from featurestore.selection import Features
 from featurestore.storage.limits import Limits
 from featurestore.storage.planning import Change, Plan
 from featurestore.store import FeatureStore, Transaction
+from featurestore.training.explain import Candidate, Explanation, OnlineAnswer, Verdict
 from featurestore.training.training_set import TrainingSet
 from featurestore.types import (
     Array,
@@ -74,11 +75,13 @@ __all__ = [
     "Bytes",
     "Cache",
     "CacheStats",
+    "Candidate",
     "Change",
     "Date",
     "Decimal",
     "DefinitionError",
     "Entity",
+    "Explanation",
     "FeatureRepository",
     "FeatureSelection",
     "FeatureService",
@@ -103,6 +106,7 @@ __all__ = [
     "MaterializeReport",
     "MigrationRequiredError",
     "NotFoundError",
+    "OnlineAnswer",
     "OnlineFeatures",
     "OverloadedError",
     "ParquetSource",
@@ -121,5 +125,6 @@ __all__ = [
     "TrainingSet",
     "Transaction",
     "UndoReport",
+    "Verdict",
     "sync",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
 import time
 from collections.abc import (
@@ -51,14 +52,16 @@ from featurestore.reports import (
     UndoReport,
     write_warnings,
 )
-from featurestore.repository import FeatureRepository
+from featurestore.repository import FeatureRepository, entity_keys, moment
 from featurestore.selection import Features, Request, resolve
 from featurestore.storage.dialect import Found
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_load
 from featurestore.storage.session import Session
 from featurestore.storage.upkeep import undo
+from featurestore.training.candidates import explain
 from featurestore.training.entities import Entities, prepare_entities
+from featurestore.training.explain import Explanation, KnownBy, check_question
 from featurestore.training.sql import empty_answer, join_chunks
 from featurestore.training.training_set import TrainingSet
 
@@ -327,6 +330,38 @@ class Calls:
             async for table, _ in join_chunks(session, entities, request):
                 for batch in table.combine_chunks().to_batches():
                     yield batch
+
+    async def explain(
+        self,
+        view: ViewName,
+        keys: Mapping[str, Any],
+        at: dt.datetime | None = None,
+        *,
+        known_by: KnownBy | None = None,
+        limit: int = 10,
+    ) -> Explanation:
+        """Why a training set has the values that it has for ``keys`` at ``at``; printing it tells.
+
+        ``keys`` has all join keys of the view ({} for a global one). ``at`` is by default the
+        database's clock, and the explanation then says what online has, too; a naive one is UTC.
+        With ``known_by`` only rows count that were created by then. At most ``limit`` rows are
+        shown: the one that decides, those next to it, and what comes next after ``at``.
+
+        Raises :class:`SchemaMismatchError` for keys that are missing, unknown or mistyped.
+        """
+        check_question(known_by, limit)
+        name, when = view_name(view), None if at is None else moment(at, "at")
+        async with self._context.reading([name]) as (session, catalog):
+            found = catalog.view(name)
+            return await explain(
+                session,
+                found,
+                entity_keys(found, keys),
+                when,
+                known_by=known_by,
+                limit=limit,
+                revision=catalog.revision,
+            )
 
     async def _view_names(self, features: Features) -> list[str]:
         """The views that a request reads, as far as they are known."""

@@ -47,6 +47,7 @@ from featurestore.reports import (
 from featurestore.selection import Features
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
 from featurestore.storage.planning import Plan
+from featurestore.training.explain import Explanation, KnownBy
 from featurestore.training.training_set import TrainingSet
 
 __all__ = ["FeatureRepository", "FeatureStore", "Transaction"]
@@ -171,6 +172,18 @@ class _Calls:
                 full_feature_names=full_feature_names,
             )
         )
+
+    def explain(
+        self,
+        view: ViewName,
+        keys: Mapping[str, Any],
+        at: dt.datetime | None = None,
+        *,
+        known_by: KnownBy | None = None,
+        limit: int = 10,
+    ) -> Explanation:
+        """See :meth:`featurestore.FeatureStore.explain`."""
+        return portal.call(self._async.explain(view, keys, at, known_by=known_by, limit=limit))
 
 
 class FeatureStore(_Calls):

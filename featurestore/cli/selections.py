@@ -98,11 +98,16 @@ def entity_rows(
         raise click.UsageError("Give keys either as words (key=value) or by --entity, not both.")
     found = [_row(row, keys) for row in rows]
     if pairs or not keys:
-        found.append(_typed([_pair(pair) for pair in pairs], keys))
+        found.append(entity_row(pairs, keys))
     if not found:
         example = ",".join(f"{key}=…" for key in keys)
         raise click.UsageError(f"Say of which entity: --entity {example} (may be repeated).")
     return found
+
+
+def entity_row(pairs: Sequence[str], keys: Mapping[str, FeatureType]) -> dict[str, Any]:
+    """The one entity row that ``key=value`` words make."""
+    return _typed([_pair(pair) for pair in pairs], keys)
 
 
 def _row(text: str, keys: Mapping[str, FeatureType]) -> dict[str, Any]:
