@@ -98,7 +98,7 @@ def entity_rows(
         raise click.UsageError("Give keys either as words (key=value) or by --entity, not both.")
     found = [_row(row, keys) for row in rows]
     if pairs or not keys:
-        found.append(entity_row(pairs, keys))
+        found.append(_typed([_pair(pair) for pair in pairs], keys))
     if not found:
         example = ",".join(f"{key}=…" for key in keys)
         raise click.UsageError(f"Say of which entity: --entity {example} (may be repeated).")
@@ -106,8 +106,11 @@ def entity_rows(
 
 
 def entity_row(pairs: Sequence[str], keys: Mapping[str, FeatureType]) -> dict[str, Any]:
-    """The one entity row that ``key=value`` words make."""
-    return _typed([_pair(pair) for pair in pairs], keys)
+    """The entity row that ``key=value`` words make, where there can be only one."""
+    parted = [_pair(pair) for pair in pairs]
+    if len(dict(parted)) < len(parted):
+        raise click.UsageError("A key stands twice: give one entity at a time.")
+    return _typed(parted, keys)
 
 
 def _row(text: str, keys: Mapping[str, FeatureType]) -> dict[str, Any]:

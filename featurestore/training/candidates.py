@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -52,41 +53,49 @@ async def explain(
     revision: int,
 ) -> Explanation:
     """What the view gives for ``keys`` (checked, all of them) at ``at``, and why."""
-    moment = await session.dialect.now(session) if at is None else at
-    online = view.online if at is None else None
-    query = candidates_query(session.dialect, view, keys, moment, known_by, limit, online)
-    found = await session.rows(query.prefix_with(revision_mark(revision)))
-    history = sorted(
-        _ranked(session.dialect, found, _HISTORY), reverse=True, key=lambda one: one[0]
-    )
+    dialect = session.dialect
+    moment = await dialect.now(session) if at is None else at
     oldest = oldest_of(moment, view.ttl)
+    online = view.online if at is None else None
+    query = candidates_query(dialect, view, keys, moment, known_by, limit, online)
+    found = await session.rows(query.prefix_with(revision_mark(revision)))
+    history = sorted(_ranked(dialect, found, _HISTORY), reverse=True, key=lambda one: one[0])
     kept = choose(judge([rank for rank, _ in history], moment, oldest, known_by), limit)
     chosen = [history[position] for position in kept]
     ledger = await _loads(session, {row[-2] for _, row in chosen})
+
+    def explained() -> Explanation:
+        candidates = _candidates(dialect, view, chosen, ledger, moment, oldest, known_by)
+        told = Explanation(
+            view.name,
+            dict(keys),
+            moment,
+            view.view.ttl,
+            oldest,
+            known_by,
+            dict.fromkeys(view.view.types),
+            candidates,
+            int(found[0][-1]) if found else 0,
+        )
+        if told.winner is not None:
+            told = replace(told, values=told.winner.values)
+        if online is None:
+            return told
+        return replace(told, online=_online_answer(dialect, view, found, told))
+
     # A value may be a long document, and there may be a thousand rows.
-    candidates = await asyncio.to_thread(
-        _candidates, session.dialect, view, chosen, ledger, moment, oldest, known_by
-    )
-    nothing = dict.fromkeys(view.view.types)
-    winner = next((one for one in candidates if one.verdict is Verdict.WINNER), None)
-    answer: OnlineAnswer | None = None
-    if online is not None:
-        rank, values = None, nothing
-        if there := _ranked(session.dialect, found, _ONLINE):
-            [(rank, row)] = there
-            values = await asyncio.to_thread(_values, session.dialect, view, row)
-        answer = compare_online(rank, values, winner, at=moment, oldest=oldest, known_by=known_by)
-    return Explanation(
-        view.name,
-        dict(keys),
-        moment,
-        view.view.ttl,
-        oldest,
-        known_by,
-        nothing if winner is None else winner.values,
-        candidates,
-        int(found[0][-1]) if found else 0,
-        answer,
+    return await asyncio.to_thread(explained)
+
+
+def _online_answer(
+    dialect: Dialect, view: RegisteredView, found: Sequence[Sequence[Any]], told: Explanation
+) -> OnlineAnswer:
+    rank, values = None, dict.fromkeys(view.view.types)
+    if there := _ranked(dialect, found, _ONLINE):
+        [(rank, row)] = there
+        values = _values(dialect, view, row)
+    return compare_online(
+        rank, values, told.winner, at=told.at, oldest=told.oldest, known_by=told.known_by
     )
 
 

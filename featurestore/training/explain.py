@@ -311,13 +311,14 @@ def keys_text(keys: Mapping[str, Any]) -> str:
 
 def _why(told: Explanation, winner: Candidate) -> Iterator[str]:
     verdicts = {one.verdict for one in told.candidates}
-    yield f"The row of {moment_text(winner.event_timestamp)} is the newest that counts"
+    among = ""
     if Verdict.TIED_ARRIVAL in verdicts:
-        yield "(others of its event and created time arrived earlier)"
+        among = "; of several with its event and created time it arrived last"
     elif Verdict.TIED_CREATED in verdicts:
-        yield "(others of its event time were created earlier)"
-    lineage = f"load {winner.load_id} ({winner.kind}: {winner.source})"
-    yield f"at {moment_text(told.at)}; it came with {lineage}."
+        among = "; of several with its event time it was created last"
+    event = moment_text(winner.event_timestamp)
+    yield f"At {moment_text(told.at)} the newest row that counts is of {event}{among}."
+    yield f"It came with load {winner.load_id} ({winner.kind}: {winner.source})."
     first = told.candidates.index(winner)
     if any(one.verdict is Verdict.NOT_KNOWN_YET for one in told.candidates[:first]):
         yield "What is newer was created after that moment."

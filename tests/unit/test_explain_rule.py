@@ -241,7 +241,7 @@ def test_printing_it_ends_with_the_reason_in_words():
     assert "…" in line
     assert shown == "1 of 12 rows of the key are shown."
     assert last == told(row, rows=12).reason
-    assert "it came with load 3 (file: rates.parquet)." in last
+    assert "It came with load 3 (file: rates.parquet)." in last
     assert told(row)._repr_html_().startswith("<pre>rates driver_id=7")
 
 
@@ -256,5 +256,5 @@ def test_a_tie_that_arrival_decides_is_told():
     first = candidate((BASE, BASE, 8), {"x": None})
     tied = candidate((BASE, BASE, 7), {"x": 1}, verdict=V.TIED_ARRIVAL)
     reason = told(first, tied).reason
-    assert "others of its event and created time arrived earlier" in reason
+    assert "of several with its event and created time it arrived last" in reason
     assert reason.endswith("A null in it is a null: older values do not show through.")
