@@ -50,6 +50,7 @@ from featurestore.storage.limits import Limits
 from featurestore.storage.marks import Mark
 from featurestore.storage.planning import Change, Plan
 from featurestore.store import FeatureStore, Transaction
+from featurestore.training.explain import Candidate, Explanation, OnlineAnswer, Verdict
 from featurestore.training.manifest import Manifest
 from featurestore.training.read import HistoricalFeatures
 from featurestore.training.report import TrainingPlan, TrainingProgress
@@ -78,11 +79,13 @@ __all__ = [
     "Bytes",
     "Cache",
     "CacheStats",
+    "Candidate",
     "Change",
     "Date",
     "Decimal",
     "DefinitionError",
     "Entity",
+    "Explanation",
     "FeatureRepository",
     "FeatureSelection",
     "FeatureService",
@@ -110,6 +113,7 @@ __all__ = [
     "MaterializeReport",
     "MigrationRequiredError",
     "NotFoundError",
+    "OnlineAnswer",
     "OnlineFeatures",
     "OverloadedError",
     "ParquetSource",
@@ -130,5 +134,6 @@ __all__ = [
     "TrainingSet",
     "Transaction",
     "UndoReport",
+    "Verdict",
     "sync",
 ]

@@ -26,6 +26,7 @@ from featurestore.errors import (
     SchemaMismatchError,
     SourceError,
 )
+from featurestore.historical import HistoricalCalls, ViewName, view_name
 from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES, Budget
 from featurestore.ingest.files import load_files
 from featurestore.ingest.job import FILES_AT_ONCE, Job
@@ -48,22 +49,14 @@ from featurestore.reports import (
     write_warnings,
 )
 from featurestore.repository import FeatureRepository
-from featurestore.selection import Features, resolve
+from featurestore.selection import Features
 from featurestore.storage.dialect import Found
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_load
 from featurestore.storage.upkeep import undo
-from featurestore.training.asked import Asked, AsOf, Engine, KnownBy, ReadFrom, names_of
-from featurestore.training.manifest import Manifest
-from featurestore.training.memory import Memory
-from featurestore.training.read import HistoricalFeatures, read_training_set
-from featurestore.training.replay import replay
-from featurestore.training.report import OnTraining
-from featurestore.training.training_set import TrainingSet
 
 T = TypeVar("T")
 
-ViewName = str | FeatureView
 
 INLINE_ENTITIES = 1_000
 """Entity rows up to this many are checked on the loop: less than a millisecond, where a thread
@@ -78,20 +71,11 @@ _READ_TRIES = 3
 """A read notices at most this many applies in a row by other processes."""
 
 
-def view_name(view: ViewName) -> str:
-    """The name of a view given as such or by name."""
-    if isinstance(view, FeatureView):
-        return view.name
-    if isinstance(view, str):
-        return view
-    raise DefinitionError(f"{view!r} is no view: give a FeatureView or its name.")
-
-
-class Calls:
+class Calls(HistoricalCalls):
     """What :class:`FeatureStore` and :class:`Transaction` have in common."""
 
     def __init__(self, context: Context, outside: Calls | None = None) -> None:
-        self._context = context
+        super().__init__(context)
         self._plans = OnlinePlans()
         self._pushes: Pushes = Pushes(context, None if outside is None else outside._pushes)
 
@@ -278,106 +262,6 @@ class Calls:
     async def _find_here(self, plan: OnlinePlan, keys: Sequence[Key]) -> Found:
         async with self._context.connection() as session:
             return await session.find_online(plan.lookups, keys)
-
-    async def get_historical_features(
-        self,
-        entity_df: Any,
-        features: Features,
-        *,
-        timestamp_column: str = "event_timestamp",
-        engine: Engine = "auto",
-        full_feature_names: bool = False,
-        as_of: AsOf = None,
-        known_by: KnownBy | None = None,
-        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
-        memory_limit: int | str | None = None,
-        progress: OnTraining | None = None,
-    ) -> TrainingSet:
-        """Each entity row with the features as they were known at its time.
-
-        ``entity_df`` is any table (Arrow, pandas, Polars …) with the join keys and
-        ``timestamp_column``, a path to Parquet, or the text of a query of the store's database.
-        All its rows and columns are kept, in order; features are null where nothing matches.
-
-        ``engine`` is ``"sql"`` (in the database), ``"duckdb"`` (beside it, for many rows),
-        ``"daft"`` (on a cluster, from :meth:`FeatureStore.export_history`), or by default the one
-        that takes the least time: :meth:`TrainingSet.explain` tells why.
-        With ``as_of``, a time or a :class:`Mark`, the store is read as it was then. With
-        ``known_by="created_timestamp"`` only rows count that were created by the entity row's
-        time. ``read_from="source"`` joins the views' own files, which need not be loaded; a
-        mapping says so for single views. ``memory_limit`` (bytes, or ``"4GB"``) is what DuckDB may
-        hold before it goes to the disk; history and results have half as much again each.
-        ``progress`` is called with a :class:`TrainingProgress` now and then.
-        """
-        asked = _asked(
-            features, full_feature_names, timestamp_column, engine, as_of, known_by, read_from,
-            memory_limit, progress,
-        )  # fmt: skip
-        return await read_training_set(self._context, entity_df, asked)
-
-    def stream_historical_features(
-        self,
-        entity_df: Any,
-        features: Features,
-        *,
-        timestamp_column: str = "event_timestamp",
-        engine: Engine = "auto",
-        full_feature_names: bool = False,
-        as_of: AsOf = None,
-        known_by: KnownBy | None = None,
-        read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
-        memory_limit: int | str | None = None,
-        progress: OnTraining | None = None,
-    ) -> HistoricalFeatures:
-        """The same rows as :meth:`get_historical_features`, batch by batch, memory bounded: an
-        async iterator, whose ``summary`` has match rates and manifest when it has ended."""
-        asked = _asked(
-            features, full_feature_names, timestamp_column, engine, as_of, known_by, read_from,
-            memory_limit, progress,
-        )  # fmt: skip
-        return HistoricalFeatures(self._context, entity_df, asked)
-
-    async def replay(
-        self,
-        manifest: Manifest | str | os.PathLike[str],
-        entity_df: Any = None,
-        *,
-        engine: Engine = "auto",
-    ) -> TrainingSet:
-        """The training set of a manifest once more: the same rows, whatever came in since.
-
-        ``manifest`` is a training set's, or the path of one that was saved: of JSON, or of the
-        set's own Parquet file. ``entity_df`` is the entity table where the manifest has it no
-        more; another one is refused. Raises :class:`NotFoundError` that names what was undone or
-        erased of the rows that the set used.
-        """
-        return await replay(self._context, manifest, entity_df, engine)
-
-
-def _asked(
-    features: Features,
-    full_feature_names: bool,
-    timestamp_column: str,
-    engine: str,
-    as_of: AsOf,
-    known_by: str | None,
-    read_from: str | Mapping[str, str],
-    memory_limit: int | str | None,
-    progress: OnTraining | None,
-) -> Asked:
-    if isinstance(features, Iterator):  # it is gone through again
-        features = list(features)
-    return Asked(
-        names=partial(names_of, features),
-        find=partial(resolve, features, full_feature_names=full_feature_names),
-        timestamp_column=timestamp_column,
-        engine=engine,
-        as_of=as_of,
-        known_by=known_by,
-        read_from=read_from,
-        memory=None if memory_limit is None else Memory.of(memory_limit),
-        progress=progress,
-    )
 
 
 async def _listed(entity_rows: Any) -> Sequence[Any]:

@@ -25,7 +25,7 @@ from featurestore.reports import PushReport
 from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
-from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
+from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, oldest_first, revision_mark
 from featurestore.storage.upkeep import erase
 from featurestore.types import (
     FeatureType,
@@ -69,7 +69,7 @@ class FeatureRepository:
         """The entity's features as of now, after its join keys; None where there is nothing, or
         nothing within the ttl."""
         found = (await self.get_many([keys]))[0]
-        _checked_keys((await self._context.known_catalog()).view(self.view), keys)
+        checked_keys((await self._context.known_catalog()).view(self.view), keys)
         return found
 
     async def get_many(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any] | None]:
@@ -90,10 +90,10 @@ class FeatureRepository:
         first: join keys, event time, created time where the view has one, features."""
         async with self._context.reading([self.view]) as (session, catalog):
             view = catalog.view(self.view)
-            wanted = _checked_keys(view, keys)
+            wanted = checked_keys(view, keys)
             query = _select(session, view, wanted, start, end)
             query = query.prefix_with(revision_mark(catalog.revision))
-            query = query.order_by(*(_ascending(view.history)))
+            query = query.order_by(*oldest_first(view.history))
             batches = [
                 batch async for batch in arrow_batches(session, query, _types(view), SCAN_ROWS)
             ]
@@ -131,7 +131,7 @@ class FeatureRepository:
         All join keys must be given: raises :class:`DefinitionError` otherwise.
         """
         async with self._context.exclusive(self.view) as (session, view):
-            wanted = _checked_keys(view, keys)
+            wanted = checked_keys(view, keys)
             missing = [key for key in view.view.join_keys if key not in wanted]
             if missing or not wanted:
                 named = ", ".join(map(repr, missing)) or "a global view has none"
@@ -151,7 +151,8 @@ def _there(answer: OnlineFeatures) -> list[dict[str, Any] | None]:
     ]
 
 
-def _checked_keys(view: RegisteredView, keys: Mapping[str, Any]) -> dict[str, Any]:
+def checked_keys(view: RegisteredView, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of join keys, some of them perhaps, as their types keep them."""
     checked = {}
     for name, value in keys.items():
         kind = view.view.join_keys.get(name)
@@ -167,8 +168,21 @@ def _checked_keys(view: RegisteredView, keys: Mapping[str, Any]) -> dict[str, An
     return checked
 
 
-def _ascending(history: sa.Table) -> list[sa.ColumnElement[Any]]:
-    return [history.c[name].asc() for name in (EVENT, CREATED, ARRIVAL)]
+def entity_keys(view: RegisteredView, keys: Any) -> dict[str, Any]:
+    """The keys of one entity, all of them, in the view's order; :class:`SchemaMismatchError` where
+    one is missing or of a wrong type."""
+    if not isinstance(keys, Mapping):
+        raise SchemaMismatchError(
+            f"keys is a mapping from join keys to values, such as {{'driver_id': 1}}, not "
+            f"{type(keys).__name__}."
+        )
+    checked = checked_keys(view, keys)
+    for name, kind in view.view.join_keys.items():
+        if name not in checked:
+            raise SchemaMismatchError(
+                f"view {view.name!r}: the join key {name!r} ({kind}) is missing."
+            )
+    return {name: checked[name] for name in view.view.join_keys}
 
 
 def _columns(view: RegisteredView) -> dict[str, tuple[str, FeatureType]]:

@@ -13,7 +13,7 @@ from typing import Self
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from featurestore.calls import Calls, ViewName, view_name
+from featurestore.calls import Calls
 from featurestore.context import StoreContext, TransactionContext
 from featurestore.definitions import (
     Definition,
@@ -23,6 +23,7 @@ from featurestore.definitions import (
     check_name,
 )
 from featurestore.errors import DefinitionError
+from featurestore.historical import ViewName, view_name
 from featurestore.online.cache import LIVE, Cache, CachedRows
 from featurestore.online.gather import Reads
 from featurestore.online.keys import Key

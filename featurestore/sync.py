@@ -25,8 +25,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from featurestore import calls, repository
 from featurestore import store as store_module
-from featurestore.calls import ViewName
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView
+from featurestore.historical import ViewName
 from featurestore.ingest.budget import MAX_BYTES_IN_FLIGHT, MAX_DECODED_BYTES
 from featurestore.ingest.job import FILES_AT_ONCE
 from featurestore.ingest.progress import OnProgress
@@ -49,9 +49,11 @@ from featurestore.selection import Features
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
 from featurestore.storage.marks import Mark
 from featurestore.storage.planning import Plan
-from featurestore.training.asked import AsOf, Engine, KnownBy, ReadFrom
+from featurestore.training.asked import AsOf, Engine, ReadFrom
+from featurestore.training.explain import Explanation
 from featurestore.training.manifest import Manifest
 from featurestore.training.report import OnTraining
+from featurestore.training.rule import KnownBy
 from featurestore.training.training_set import TrainingSet
 
 __all__ = ["FeatureRepository", "FeatureStore", "Transaction"]
@@ -206,6 +208,18 @@ class _Calls:
     ) -> TrainingSet:
         """See :meth:`featurestore.FeatureStore.replay`."""
         return portal.call(self._async.replay(manifest, entity_df, engine=engine))
+
+    def explain(
+        self,
+        view: ViewName,
+        keys: Mapping[str, Any],
+        at: dt.datetime | None = None,
+        *,
+        known_by: KnownBy | None = None,
+        limit: int = 10,
+    ) -> Explanation:
+        """See :meth:`featurestore.FeatureStore.explain`."""
+        return portal.call(self._async.explain(view, keys, at, known_by=known_by, limit=limit))
 
 
 class FeatureStore(_Calls):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import re
 from decimal import Decimal
 from typing import Any
 
 import click
+
+from featurestore.cli.values import read_timestamp
 
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6}
 _UNITS = {
@@ -60,6 +63,22 @@ class Size(click.ParamType[int]):
         if size < SMALLEST_SIZE:
             self.fail(f"{value!r} is less than 1MB. A size has a unit: 256MB, 1GiB.", param, ctx)
         return size
+
+
+class Moment(click.ParamType[dt.datetime]):
+    """A time on the command line."""
+
+    name = "time"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.datetime:
+        if isinstance(value, dt.datetime):
+            return value
+        try:
+            return read_timestamp(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
 
 
 # --- as they are read -----------------------------------------------------------------------

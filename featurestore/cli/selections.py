@@ -105,6 +105,14 @@ def entity_rows(
     return found
 
 
+def entity_row(pairs: Sequence[str], keys: Mapping[str, FeatureType]) -> dict[str, Any]:
+    """The entity row that ``key=value`` words make, where there can be only one."""
+    parted = [_pair(pair) for pair in pairs]
+    if len(dict(parted)) < len(parted):
+        raise click.UsageError("A key stands twice: give one entity at a time.")
+    return _typed(parted, keys)
+
+
 def _row(text: str, keys: Mapping[str, FeatureType]) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         return _json_row(text, keys)

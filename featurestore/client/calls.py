@@ -11,7 +11,6 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from featurestore.calls import ViewName, view_name
 from featurestore.client.requests import (
     encoded_entities,
     encoded_rows,
@@ -35,6 +34,7 @@ from featurestore.errors import (
     NotFoundError,
     SchemaMismatchError,
 )
+from featurestore.historical import ViewName, view_name
 from featurestore.ingest.rows import is_arrow
 from featurestore.online.keys import entity_keys
 from featurestore.online.keys import listed_rows as listed_entities

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from featurestore.calls import ViewName
 from featurestore.client.calls import AsyncClient, AsyncRepository
 from featurestore.client.transport import MAX_CONNECTIONS, RETRIES, TIMEOUT
 from featurestore.definitions import Entity, FeatureService, FeatureView
+from featurestore.historical import ViewName
 from featurestore.online.vectors import OnlineFeatures
 from featurestore.portal import portal
 from featurestore.reports import PushReport

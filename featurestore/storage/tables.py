@@ -386,3 +386,8 @@ def revision_mark(revision: int) -> str:
 def newest_first(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
     """The order of the rule: greatest event time, then created time, then arrival."""
     return [rows.c[name].desc() for name in (EVENT, CREATED, ARRIVAL)]
+
+
+def oldest_first(rows: sa.FromClause) -> list[sa.ColumnElement[Any]]:
+    """The order of the rule, turned round."""
+    return [rows.c[name].asc() for name in (EVENT, CREATED, ARRIVAL)]

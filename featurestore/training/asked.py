@@ -17,10 +17,10 @@ from featurestore.storage.registry import Catalog
 from featurestore.storage.session import Session
 from featurestore.training.memory import Memory
 from featurestore.training.report import OnTraining
+from featurestore.training.rule import KnownBy
 from featurestore.types import Timestamp, TypeMismatch, ValueMismatch
 
 Engine = Literal["auto", "sql", "duckdb", "daft"]
-KnownBy = Literal["created_timestamp"]
 ReadFrom = Literal["history", "source"]
 AsOf = Mark | dt.datetime | str | None
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 import sqlalchemy as sa
@@ -26,6 +27,8 @@ import sqlalchemy as sa
 from featurestore.selection import Join, Request
 from featurestore.storage.marks import Mark, Ranges, known_at
 from featurestore.training.report import Report
+
+KnownBy = Literal["created_timestamp"]
 
 ROW = "__row"
 AT = "__at"

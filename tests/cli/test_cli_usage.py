@@ -15,7 +15,7 @@ from featurestore.cli.amounts import size_in_full
 
 COMMANDS = (
     *("init", "migrate", "plan", "apply", "ingest", "push", "materialize", "online"),
-    *("training-set", "loads", "undo", "status", "demo"),
+    *("training-set", "explain", "loads", "undo", "status", "demo"),
 )
 
 
@@ -59,6 +59,10 @@ def test_each_command_has_help_and_the_common_options(run: Run, command: str) ->
         (["online", "a:x", "b"], "b: give either features"),
         (["training-set", "a.parquet", "v:x"], "Missing option"),
         (["training-set", "a.parquet", "v:x", "-o", "x.csv"], "written as Parquet"),
+        (["explain"], "Missing argument 'VIEW'"),
+        (["explain", "v", "--at", "noon"], "'noon' is no time such as"),
+        (["explain", "v", "--known-by", "loading"], "'loading' is not 'created_timestamp'"),
+        (["explain", "v", "--limit", "0"], "0 is not in the range 1<=x<=1000"),
         (["plan", "--nonsense"], "No such option"),
     ],
 )

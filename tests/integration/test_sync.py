@@ -75,6 +75,8 @@ def test_the_main_job(sync_store: fs.sync.FeatureStore):
     assert training.to_arrow().column("trips").to_pylist() == [5]
     stream = sync_store.stream_historical_features(entities, ["driver_stats:trips"])
     assert [batch.num_rows for batch in stream] == [1]
+    told = sync_store.explain(view, {"driver_id": 1}, NOON + dt.timedelta(days=1))
+    assert told.values == {"trips": 5}
     assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
     assert [load.rows_written for load in sync_store.loads()] == [2]
 

@@ -24,6 +24,7 @@ LAYERS = [
     ["ingest", "online"],
     ["portal", "training"],
     ["repository", "wire"],
+    ["historical"],
     ["calls"],
     ["store"],
     ["client", "integrations", "sync"],

@@ -11,29 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from featurestore.cli import output, rows
+from featurestore.cli.amounts import Moment
 from featurestore.cli.options import Command, Settings, pass_settings
 from featurestore.cli.output import Table, plural
 from featurestore.cli.session import open_store, run
-from featurestore.cli.values import read_timestamp
 
 if TYPE_CHECKING:
     from featurestore.reports import MaterializeReport, PushReport
-
-
-class Moment(click.ParamType[dt.datetime]):
-    """A time on the command line."""
-
-    name = "time"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> dt.datetime:
-        if isinstance(value, dt.datetime):
-            return value
-        try:
-            return read_timestamp(value)
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
 
 
 # --- push ---------------------------------------------------------------------------------
