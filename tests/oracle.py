@@ -132,22 +132,27 @@ class Oracle:
 
     # --- reading ----------------------------------------------------------------------
 
-    def _newest(self, keys: Keys, until: dt.datetime) -> Stored | None:
+    def _newest(
+        self, keys: Keys, until: dt.datetime, known_by: dt.datetime | None = None
+    ) -> Stored | None:
         candidates = [row for row in self.rows if row.keys == keys and row.event <= until]
+        if known_by is not None:
+            candidates = [row for row in candidates if row.created <= known_by]
         return max(candidates, key=lambda row: row.rank, default=None)
 
-    def stored_at(self, keys: Keys, time: dt.datetime) -> Stored | None:
-        """The stored row that the point-in-time rule gives for ``keys`` at ``time``."""
+    def stored_at(self, keys: Keys, time: dt.datetime, *, known: bool = False) -> Stored | None:
+        """The stored row that the point-in-time rule gives for ``keys`` at ``time``; with
+        ``known``, among those that were created by then."""
         if any(key is None for key in keys):
             return None
-        newest = self._newest(keys, time)
+        newest = self._newest(keys, time, time if known else None)
         if newest is None or (self.ttl is not None and newest.event < time - self.ttl):
             return None
         return newest
 
-    def values_at(self, keys: Keys, time: dt.datetime) -> dict[str, Any]:
+    def values_at(self, keys: Keys, time: dt.datetime, *, known: bool = False) -> dict[str, Any]:
         """The features of ``keys`` at ``time``; null where nothing matches."""
-        row = self.stored_at(keys, time)
+        row = self.stored_at(keys, time, known=known)
         return {name: None if row is None else row.values[name] for name in self.features}
 
     def online(self, keys: Keys, now: dt.datetime) -> Vector:

@@ -170,6 +170,9 @@ class Dialect(Protocol):
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """The rows of a query, ``size`` at a time."""
 
+    def rows_inline(self, rows: pa.Table, types: Types) -> sa.FromClause | None:
+        """A few rows as part of a statement; None where a temporary table is as quick."""
+
     def extract(
         self,
         session: Session,

@@ -86,12 +86,24 @@ class Removal:
 
 async def take_mark(session: Session) -> Mark:
     """The mark of what the session sees. It is in a snapshot, and has written nothing itself."""
-    at = await session.dialect.now(session)
-    snapshot = None
+    newest = sa.select(load.c.id, load.c.last_arrival).order_by(load.c.id.desc()).limit(1)
+    last = newest.subquery()
+    removed = sa.select(sa.func.max(removal.c.id)).scalar_subquery()
+    parts = sa.select(sa.func.count()).select_from(load).where(*_under_way())
+    columns: list[sa.ColumnElement[Any]] = [
+        sa.select(last.c.id).scalar_subquery(),
+        sa.select(last.c.last_arrival).scalar_subquery(),
+        removed,
+        parts.scalar_subquery(),
+    ]
     if not session.dialect.single_writer:
-        query = sa.select(sa.cast(sa.func.pg_current_snapshot(), sa.Text))
-        snapshot = str((await session.execute(query)).scalar_one())
-    return Mark(await _highest(session), at, snapshot, (), await _partial(session))
+        columns.append(sa.cast(sa.func.pg_current_snapshot(), sa.Text))
+        columns.append(sa.func.clock_timestamp())
+    # One statement: each training set asks for it.
+    number, arrival, taken, partial, *rest = (await session.execute(sa.select(*columns))).one()
+    snapshot, at = rest or (None, await session.dialect.now(session))
+    highest = max((number or 0) * BLOCK, arrival or 0, (taken or 0) * BLOCK)
+    return Mark(highest, at, snapshot, (), await _partial(session) if partial else ())
 
 
 async def mark_at(session: Session, when: dt.datetime) -> Mark:
@@ -99,30 +111,27 @@ async def mark_at(session: Session, when: dt.datetime) -> Mark:
 
     A load in steps counts with its last step, since the ledger tells of no earlier ones.
     """
-    highest = await _highest(session, load.c.finished_at <= when)
+    highest = await _highest(session, when)
     later = (load.c.id <= highest // BLOCK, load.c.finished_at > when)
     in_flight = await session.execute(sa.select(load.c.id).where(*later).order_by(load.c.id))
-    partial = tuple(part for part in await _partial(session, load.c.finished_at <= when))
+    partial = await _partial(session, load.c.finished_at <= when)
     return Mark(highest, when, None, tuple(row.id for row in in_flight), partial)
 
 
-async def _highest(session: Session, *where: sa.ColumnElement[bool]) -> int:
-    """The highest arrival: the ledger's numbers and those of removals are blocks of them."""
-    newest = sa.select(load.c.id, load.c.last_arrival).where(*where)
+async def _highest(session: Session, when: dt.datetime) -> int:
+    """The highest arrival of the loads that were finished by then."""
+    newest = sa.select(load.c.id, load.c.last_arrival).where(load.c.finished_at <= when)
     found = (await session.execute(newest.order_by(load.c.id.desc()).limit(1))).first()
-    highest = 0
-    if found is not None:
-        highest = found.id * BLOCK if found.last_arrival is None else found.last_arrival
-    if not where:
-        taken = (await session.execute(sa.select(sa.func.max(removal.c.id)))).scalar_one()
-        highest = max(highest, (taken or 0) * BLOCK)
-    return int(highest)
+    return 0 if found is None else max(found.id * BLOCK, found.last_arrival or 0)
+
+
+def _under_way() -> tuple[sa.ColumnElement[bool], ...]:
+    # In the words of the index that has just these.
+    return (load.c.rows_read < load.c.rows_total, load.c.undone_at.is_(None))
 
 
 async def _partial(session: Session, *where: sa.ColumnElement[bool]) -> tuple[tuple[int, int], ...]:
-    # In the words of the index that has just these.
-    under_way = (load.c.rows_read < load.c.rows_total, load.c.undone_at.is_(None))
-    query = sa.select(load.c.id, load.c.last_arrival).where(*under_way, *where)
+    query = sa.select(load.c.id, load.c.last_arrival).where(*_under_way(), *where)
     rows = (await session.execute(query.order_by(load.c.id))).all()
     return tuple(
         (row.id, row.id * BLOCK - 1 if row.last_arrival is None else row.last_arrival)

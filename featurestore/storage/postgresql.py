@@ -236,6 +236,10 @@ class PostgreSQL:
                 return
             yield chunk
 
+    def rows_inline(self, rows: pa.Table, types: Types) -> sa.FromClause | None:
+        columns = {name: _texts(kind, rows.column(name)) for name, kind in types.items()}
+        return self._unnested(columns, types).subquery()
+
     async def extract(
         self,
         session: Session,
@@ -359,22 +363,29 @@ class PostgreSQL:
         # By their values: the arrivals' index does not know what has just come.
         if not keys:
             return sa.select(sa.literal(0, sa.Integer).label(SINGLE))
-        values = [rows.column(key).to_pylist() for key in keys]
+        values = {key: as_sent(kind, rows.column(key).to_pylist()) for key, kind in keys.items()}
+        return self._unnested(values, keys).distinct()
+
+    def _unnested(
+        self, columns: Mapping[str, Sequence[Any]], types: Types
+    ) -> sa.Select[tuple[Any, ...]]:
+        """Columns of values, as :meth:`passed` has them, as rows of their types."""
         arrays = [
             sa.cast(
-                sa.bindparam(None, as_sent(kind, column), type_=pg.ARRAY(passed), unique=True),
+                sa.bindparam(None, columns[name], type_=pg.ARRAY(passed), unique=True),
                 pg.ARRAY(passed),
             )
-            for kind, column in zip(keys.values(), values, strict=True)
+            for name, kind in types.items()
             for passed in [self.passed(kind)]
         ]
-        names = [f"k{index}" for index in range(len(keys))]
+        names = [f"k{index}" for index in range(len(types))]
         table = sa.func.unnest(*arrays).table_valued(*names, name="r").render_derived()
-        columns = [
-            sa.cast(table.c[name], self.column_type(kind)).label(key)
-            for name, (key, kind) in zip(names, keys.items(), strict=True)
-        ]
-        return sa.select(*columns).distinct()
+        return sa.select(
+            *(
+                sa.cast(table.c[name], self.column_type(kind)).label(column)
+                for name, (column, kind) in zip(names, types.items(), strict=True)
+            )
+        )
 
     def passed(self, kind: FeatureType) -> sa.types.TypeEngine[Any]:
         """The type as which keys of ``kind`` are sent."""
@@ -403,6 +414,14 @@ class PostgreSQL:
 
     def upsert(self, table: sa.Table) -> Any:
         return pg.insert(table)
+
+
+def _texts(kind: FeatureType, column: pa.ChunkedArray) -> list[Any]:
+    """Values as they are passed; Arrow writes times much faster than Python does."""
+    sent: list[Any] = (
+        column.cast(pa.string()) if kind in (Date, Timestamp) else column
+    ).to_pylist()
+    return sent
 
 
 def _arrived(

@@ -217,6 +217,9 @@ class SQLite:
         finally:
             await run(session.driver, lambda raw: cursor.close())
 
+    def rows_inline(self, rows: pa.Table, types: Types) -> sa.FromClause | None:
+        return None
+
     async def extract(
         self,
         session: Session,

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from featurestore.selection import Join
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
-from featurestore.storage.tables import CREATED, EVENT
+from featurestore.storage.tables import EVENT
 from featurestore.training.entities import Entities
 from featurestore.training.rule import AT, Question
 from featurestore.types import MIN_TIMESTAMP, Bytes, Timestamp
@@ -43,8 +43,6 @@ async def history_bounds(
     conditions.append(history.c[EVENT] <= bind(Timestamp, last))
     if view.ttl is not None:
         conditions.append(history.c[EVENT] >= bind(Timestamp, _before(first, view.ttl)))
-    if question.known:
-        conditions.append(history.c[CREATED] <= bind(Timestamp, last))
     if len(joins) == 1 and view.view.join_keys:
         keys = await asyncio.to_thread(few_keys, entities.keys, joins[0])
         if keys is not None:

@@ -23,6 +23,10 @@ from featurestore.types import FeatureType, Int64, Timestamp
 CHUNK_ROWS = 16_384
 """Entity rows per fetch: their answers are what is held at a time."""
 
+INLINE_ROWS = 2_000
+"""Up to so many entity rows go up with the statement, where the database takes them so: a
+temporary table and its statistics cost as much as to look these up."""
+
 
 async def join_in_database(
     session: Session, entities: Entities, question: Question
@@ -33,16 +37,27 @@ async def join_in_database(
     # One statement: in a transaction that others commit beside, each would see another state.
     async for rows in session.stream(query, size=CHUNK_ROWS):
         yield await asyncio.to_thread(_chunk, session, rows, layout)
-    if session.dialect.keeps_temporary_tables:
+    if isinstance(wanted, sa.Table) and session.dialect.keeps_temporary_tables:
         await session.execute(sa.schema.DropTable(wanted))
 
 
-async def _upload(session: Session, entities: Entities, question: Question) -> sa.Table:
-    dialect, keys = session.dialect, question.request.key_columns
-    types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **keys}
-    # Entity columns can have any name; the temporary table's are numbered.
-    names = {column: f"k{i}" for i, column in enumerate(keys)}
-    stored = {names.get(column, column): kind for column, kind in types.items()}
+async def _upload(session: Session, entities: Entities, question: Question) -> sa.FromClause:
+    keys = question.request.key_columns
+    # Entity columns can have any name; here they are numbered.
+    numbered = {f"k{i}": kind for i, kind in enumerate(keys.values())}
+    types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **numbered}
+    rows = entities.keys.rename_columns(list(types))
+    if len(entities) <= INLINE_ROWS:
+        inline = await asyncio.to_thread(session.dialect.rows_inline, rows, types)
+        if inline is not None:
+            return inline
+    return await _temporary_table(session, rows, types)
+
+
+async def _temporary_table(
+    session: Session, rows: pa.Table, types: dict[str, FeatureType]
+) -> sa.Table:
+    dialect = session.dialect
     table = sa.Table(
         session.temporary_name(),
         sa.MetaData(),
@@ -57,7 +72,7 @@ async def _upload(session: Session, entities: Entities, question: Question) -> s
                 autoincrement=False,
                 nullable=name != ROW,
             )
-            for name, kind in stored.items()
+            for name, kind in types.items()
         ),
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
@@ -65,19 +80,18 @@ async def _upload(session: Session, entities: Entities, question: Question) -> s
     if dialect.keeps_temporary_tables:  # one may be left of a stream that was not read to its end
         await session.execute(sa.schema.DropTable(table, if_exists=True))
     await session.execute(sa.schema.CreateTable(table))
-    renamed = entities.keys.rename_columns(list(stored))
 
     async def batches() -> AsyncIterator[pa.RecordBatch]:
-        for batch in renamed.to_batches(max_chunksize=65_536):
+        for batch in rows.to_batches(max_chunksize=65_536):
             yield batch
 
-    await session.insert(table, batches(), stored)
+    await session.insert(table, batches(), types)
     await dialect.analyze(session, table)
     return table
 
 
 def _query(
-    session: Session, wanted: sa.Table, question: Question
+    session: Session, wanted: sa.FromClause, question: Question
 ) -> tuple[sa.Select[Any], list[tuple[int, list[FeatureType]]]]:
     """The statement, in the order of the rows; and for each join where its columns begin, and
     the types of its features: arrival, whether the plain match leaks, features."""
@@ -105,7 +119,7 @@ def _query(
 def _join(
     session: Session,
     joined: sa.FromClause,
-    wanted: sa.Table,
+    wanted: sa.FromClause,
     join: Join,
     names: dict[str, str],
     question: Question,

@@ -163,8 +163,11 @@ def test_the_calls_have_the_parameters_of_the_contract():
         "get_online_features": "(self, features, entity_rows, *, full_feature_names=False)",
         "get_historical_features": (
             "(self, entity_df, features, *, timestamp_column='event_timestamp', "
-            "engine='auto', full_feature_names=False)"
+            "engine='auto', full_feature_names=False, as_of=None, known_by=None, "
+            "read_from='history', memory_limit=None, progress=None)"
         ),
+        "replay": "(self, manifest, entity_df=None, *, engine='auto')",
+        "mark": "(self)",
         "explain": "(self, view, keys, at=None, *, known_by=None, limit=10)",
         "repository": "(self, view)",
         "loads": "(self, view=None, *, load_id=None, limit=None)",

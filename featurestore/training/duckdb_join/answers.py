@@ -122,8 +122,8 @@ class OnDisk:
 
     def _leaks(self, cursor: duckdb.DuckDBPyConnection) -> int:
         cursor.read_parquet(str(self.history.path)).create_view("rows_of_history")
-        found = cursor.execute(statements.leaks(self.plain)).fetchone()
-        return 0 if found is None else int(found[0])
+        ((leaked,),) = cursor.execute(statements.leaks(self.plain)).fetchall()
+        return int(leaked)
 
     def _sorted(self, cursor: duckdb.DuckDBPyConnection) -> pa.RecordBatchReader:
         query = statements.in_order(self.target, self.join.features)

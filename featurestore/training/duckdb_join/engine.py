@@ -71,7 +71,7 @@ async def _match(
         connection.register("entity", narrow_entities(entities.keys, join))
         history.register(connection)
         connection.execute(statements.ties)
-        (tied,) = connection.execute("SELECT count(*) FROM ties").fetchone() or (0,)
+        ((tied,),) = connection.execute("SELECT count(*) FROM ties").fetchall()
         connection.execute(statements.best)
         if question.known:
             connection.execute(statements.plain(leaks, tied=bool(tied)))
