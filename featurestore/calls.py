@@ -317,7 +317,8 @@ class Calls:
         rows = max(len(entities), 1)
         names = [join.name for join in request.joins]
         rates = {name: total / rows for name, total in zip(names, totals, strict=True)}
-        return TrainingSet(table, rates)
+        owners = {output.name: request.joins[output.join].name for output in request.outputs}
+        return TrainingSet(table, rates, owners)
 
     async def stream_historical_features(
         self,

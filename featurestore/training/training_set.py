@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from featurestore.errors import SourceError
+from featurestore.training.summary_html import training_html
 
 if TYPE_CHECKING:
     import pandas
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 class TrainingSet:
     """Entity rows with their features: every row kept, in order, its own columns first.
 
-    ``match_rate`` maps each view to the share of rows (0 to 1) that found a value in it.
+    ``match_rate`` maps each view to the share of rows (0 to 1) that found a value in it, and
+    ``features`` each column that is a feature to its view, under the name that it was joined by.
+    In a notebook it shows its size, columns, nulls, and how the values lie.
     """
 
     table: pa.Table
     match_rate: Mapping[str, float]
+    features: Mapping[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -65,3 +69,6 @@ class TrainingSet:
     def __repr__(self) -> str:
         rates = ", ".join(f"{view} {rate:.1%}" for view, rate in self.match_rate.items())
         return f"<TrainingSet: {len(self):,} rows, {self.table.num_columns} columns; found {rates}>"
+
+    def _repr_html_(self) -> str:
+        return training_html(self.table, self.features, self.match_rate)
