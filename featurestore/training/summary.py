@@ -6,7 +6,6 @@ over the table, so that a glance at 100 million rows costs about as much as one 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -143,47 +142,32 @@ def _floats(column: pa.ChunkedArray) -> Histogram | None:
     def edge(share: float) -> str:
         return _number((low * 0.25 + span * share) * 4)
 
-    return _binned(shares, BINS, edge, _number(low), _number(high), note)
-
-
-def _integers(column: pa.ChunkedArray, text: Callable[[int], str], note: str = "") -> Histogram:
-    """Bins of equal width; where the values are few, a bin for each."""
-    if column.type != pa.uint64():
-        column = column.cast(pa.int64())
-    low, high = (pc.min_max(column)[end].as_py() for end in ("min", "max"))
-    span = high - low
-    if not span:
-        return Histogram((Bar(text(low), len(column)),), True, text(low), "", note)
-    if span < 2**53:
-        above = pc.subtract(column, pa.scalar(low, column.type)).cast(pa.float64())
-    else:  # the difference may be larger than any integer: as near as floats come
-        above = pc.subtract(column.cast(pa.float64(), safe=False), float(low))
-    if span < BINS:
-        counts = _counted(above, span + 1)
-        bars = tuple(Bar(text(low + place), count) for place, count in enumerate(counts))
-        return Histogram(bars, True, text(low), text(high), note)
-
-    def edge(share: float) -> str:
-        return text(low + math.ceil(span * share))
-
-    return _binned(pc.divide(above, float(span)), BINS, edge, text(low), text(high), note)
-
-
-def _binned(
-    shares: pa.ChunkedArray,
-    bins: int,
-    edge: Callable[[float], str],
-    low: str,
-    high: str,
-    note: str,
-) -> Histogram:
-    """Bins over values that are given by how far they are from the lowest to the highest."""
-    counts = _counted(pc.multiply(shares, float(bins)), bins)
-    edges = [low, *(edge(place / bins) for place in range(1, bins)), high]
+    edges = [_number(low), *(edge(place / BINS) for place in range(1, BINS)), _number(high)]
+    counts = _counted(pc.multiply(shares, float(BINS)), BINS)
     bars = tuple(
         Bar(f"{edges[place]} – {edges[place + 1]}", count) for place, count in enumerate(counts)
     )
-    return Histogram(bars, True, low, high, note)
+    return Histogram(bars, True, edges[0], edges[-1], note)
+
+
+def _integers(column: pa.ChunkedArray, text: Callable[[int], str], note: str = "") -> Histogram:
+    """Bins that are equally many whole numbers wide, one where the values are few: of others some
+    would have room for a value more, and look fuller."""
+    if column.type != pa.uint64():
+        column = column.cast(pa.int64())
+    low, high = (pc.min_max(column)[end].as_py() for end in ("min", "max"))
+    width = (high - low) // BINS + 1
+    bins = (high - low) // width + 1
+    if high - low < 2**53:
+        above = pc.subtract(column, pa.scalar(low, column.type)).cast(pa.float64())
+    else:  # the difference may be larger than any integer: as near as floats come
+        above = pc.subtract(column.cast(pa.float64(), safe=False), float(low))
+    bars = []
+    for place, count in enumerate(_counted(pc.divide(above, float(width)), bins)):
+        first = low + place * width
+        last = min(first + width - 1, high)
+        bars.append(Bar(text(first) if first == last else f"{text(first)} – {text(last)}", count))
+    return Histogram(tuple(bars), True, text(low), text(high) if high > low else "", note)
 
 
 def _counted(places: pa.ChunkedArray, bins: int) -> list[int]:

@@ -88,6 +88,11 @@ def test_the_ends_of_what_a_type_can_hold(values: list[Any], kind: pa.DataType):
     assert sum(counts(values, kind)) == sum(value is not None for value in values)
 
 
+def test_no_bin_of_whole_numbers_has_room_for_more_of_them_than_another():
+    assert counts(list(range(40))) == [2] * 20
+    assert bars(list(range(60)))["57 – 59"] == 3
+
+
 def test_whole_numbers_beyond_the_exact_floats_stay_apart():
     top = 2**63 - 1
     assert counts([top, top - 2]) == [1, 0, 1]
