@@ -98,7 +98,7 @@ class Calls:
         self._plans = OnlinePlans()
         self._pushes: Pushes = Pushes(context, None if outside is None else outside._pushes)
 
-    def begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         """In a forked process: read and write with nothing that the parent has under way."""
         forks.keep(self._plans, self._pushes)
         self._context.begin_anew()

@@ -178,7 +178,7 @@ class TransactionContext(Context):
         self._writer = asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()
         self._owner = asyncio.current_task()
-        forks.renew_after_fork(self)
+        forks.renew_after_fork(self, TransactionContext.begin_anew)
 
     def begin_anew(self) -> None:
         """In a forked process: the transaction is the parent's."""

@@ -37,9 +37,9 @@ class Portal:
         self._lock = forks.ForkLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        forks.renew_after_fork(self)
+        forks.renew_after_fork(self, Portal._begin_anew)
 
-    def begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         """In a forked process, where the thread is none any more."""
         if self._loop is not None:
             # Closing it would take its sockets out of what the parent's loop watches.

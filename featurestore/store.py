@@ -87,13 +87,13 @@ class FeatureStore(Calls):
         self._cache: CachedRows | None = None
         if cache is not None:
             self._use(cache)
-        forks.renew_after_fork(self)
+        forks.renew_after_fork(self, FeatureStore._begin_anew)
 
-    def begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         """In a forked process, by itself: the store goes on there with connections of its own."""
         forks.keep(vars(self).copy())
         self._database.begin_anew()
-        super().begin_anew()
+        super()._begin_anew()
         closed = self._reads.closed
         self._reads = Reads(self._database)
         self._reads.closed = closed

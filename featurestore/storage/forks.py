@@ -14,26 +14,19 @@ child's commits was deleted. A file that was open at the fork is refused.
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import stat
 import threading
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 from featurestore.errors import FeatureStoreError
 
+T = TypeVar("T")
 
-class Renewable(Protocol):
-    """What has to begin anew in a forked process."""
-
-    def begin_anew(self) -> None:
-        """Called in the child, before anything else runs there; its lock may be taken."""
-
-
-_numbers = itertools.count()
-_renewables: WeakValueDictionary[int, Renewable] = WeakValueDictionary()
+_renewals: WeakKeyDictionary[Any, Callable[[Any], None]] = WeakKeyDictionary()
 _sockets: WeakSet[Any] = WeakSet()
 _files: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -47,9 +40,10 @@ _WAY_OUT = (
 )
 
 
-def renew_after_fork(thing: Renewable) -> None:
-    """Let ``thing`` begin anew in forked processes, after what was given before it."""
-    _renewables[next(_numbers)] = thing
+def renew_after_fork(thing: T, begin_anew: Callable[[T], None]) -> None:
+    """Call ``begin_anew`` with ``thing``, if that is still there, in forked processes: before
+    anything else runs in them, and after what was given before it."""
+    _renewals[thing] = begin_anew
 
 
 def keep(*things: object) -> None:
@@ -122,8 +116,8 @@ def _in_child() -> None:
             _open_in_parent.add(_identity(file))
     _sockets.clear()
     _files.clear()
-    for thing in list(_renewables.values()):
-        thing.begin_anew()
+    for thing, begin_anew in list(_renewals.items()):
+        begin_anew(thing)
 
 
 def _let_go(driver: Any) -> None:
@@ -145,10 +139,10 @@ class ForkLock:
     """A lock that is free in a forked process, whichever thread of the parent had it."""
 
     def __init__(self) -> None:
-        self.begin_anew()
-        renew_after_fork(self)
+        self._begin_anew()
+        renew_after_fork(self, ForkLock._begin_anew)
 
-    def begin_anew(self) -> None:
+    def _begin_anew(self) -> None:
         self._lock = threading.Lock()
 
     def acquire(self, *, blocking: bool = True) -> bool:

@@ -303,6 +303,16 @@ def with_await(url: str) -> None:
     asyncio.run(main())
 
 
+def parent_dies(url: str) -> None:
+    """The parent is gone in the middle of a transaction, and the child lives on."""
+    store = fs.sync.FeatureStore(url)
+    store.apply(view)
+    with store.transaction() as tx:
+        tx.push(view, [row(1)])
+        child(sys.stdin.read)
+        os._exit(0)
+
+
 def _in_worker(store: fs.sync.FeatureStore, driver: int) -> str:
     return works(store, driver)
 

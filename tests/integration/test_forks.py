@@ -5,9 +5,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+
+from featurestore.testing import PostgresServer
 
 PROGRAM = Path(__file__).with_name("forking.py")
 SECONDS = 120
@@ -121,6 +125,26 @@ def test_a_store_with_await(featurestore_url: str):
     else:
         assert lines[0] == "works"
     assert all_begin(lines[1:], PARENTS.format(what="transaction"), 1)
+
+
+@pytest.mark.parametrize("featurestore_url", ["postgresql"], indirect=True)
+def test_a_server_notices_that_a_parent_is_gone_though_its_child_lives(
+    featurestore_url: str, featurestore_postgres: PostgresServer
+):
+    """Else what the parent has locked would stay so for as long as the child lives."""
+    database = sa.make_url(featurestore_url).database
+    command = [sys.executable, PROGRAM, "parent_dies", featurestore_url]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as parent:
+        try:
+            assert parent.wait(SECONDS) == 0
+            deadline = time.monotonic() + 10
+            while featurestore_postgres.activity(str(database)):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            parent.kill()
+            assert parent.stdin is not None
+            parent.stdin.close()  # which is what the child waits for
 
 
 @both
