@@ -77,7 +77,7 @@ def summarize(table: pa.Table, features: Mapping[str, str]) -> Summary:
     columns = []
     for field, column in zip(table.schema, table.columns[:MAX_COLUMNS], strict=False):
         view = features.get(field.name)
-        histogram = _histogram(column if places is None else column.take(places))
+        histogram = _histogram(column, places)
         columns.append(
             ColumnSummary(field.name, str(field.type), view, column.null_count, histogram)
         )
@@ -85,27 +85,39 @@ def summarize(table: pa.Table, features: Mapping[str, str]) -> Summary:
     return Summary(rows, table.num_columns, tuple(columns), sampled)
 
 
-def _histogram(column: pa.ChunkedArray) -> Histogram | None:
-    """How the values lie; None where there are none, or nothing to say of their type."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    column = column.drop_null()
-    if not len(column):
-        return None
+def _histogram(column: pa.ChunkedArray, places: pa.Array | None) -> Histogram | None:
+    """How the values in these places lie; None where there are none, or nothing to say of their
+    type."""
     try:
-        return _of(column)
+        column, unit = _measured(column)  # before a sample copies what is large
+        if places is not None:
+            column = column.take(places)
+        if pa.types.is_dictionary(column.type):
+            column, unit = _measured(column.cast(column.type.value_type))
+        column = column.drop_null()
+        return _of(column, unit) if len(column) else None
     except (pa.ArrowException, ValueError, OverflowError):
         return None  # what Arrow cannot compare, or is no text after all, is only not drawn
 
 
-def _of(column: pa.ChunkedArray) -> Histogram | None:
+def _measured(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, str]:
+    """Of bytes and lists their lengths, and what of; other values as they are."""
+    kind, types = column.type, pa.types
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return pc.binary_length(column), "bytes"
+    if types.is_list(kind) or types.is_large_list(kind):
+        return pc.list_value_length(column), "items"
+    return column, ""
+
+
+def _of(column: pa.ChunkedArray, unit: str) -> Histogram | None:
     kind, types = column.type, pa.types
     if types.is_boolean(kind):
         true = pc.sum(column).as_py()
         bars = (Bar("false", len(column) - true), Bar("true", true))
         return Histogram(bars, ordered=False)
     if types.is_integer(kind):
-        return _integers(column, _number)
+        return _integers(column, _number, unit)
     if types.is_floating(kind) or types.is_decimal(kind):
         return _floats(column.cast(pa.float64()))
     if types.is_temporal(kind) and not types.is_interval(kind):
@@ -113,10 +125,6 @@ def _of(column: pa.ChunkedArray) -> Histogram | None:
         return _integers(column.cast(wide), lambda value: _moment(value, wide, kind))
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return _texts(column.cast(pa.large_string()))
-    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
-        return _lengths(pc.binary_length(column), "bytes")
-    if types.is_list(kind) or types.is_large_list(kind):
-        return _lengths(pc.list_value_length(column), "items")
     return None
 
 
@@ -200,14 +208,14 @@ def _moment(value: int, wide: pa.DataType, kind: pa.DataType) -> str:
     return text.partition(".")[0].removesuffix(" 00:00:00")
 
 
-# --- texts and sizes ----------------------------------------------------------------------
+# --- texts ----------------------------------------------------------------------------------
 
 
 def _texts(column: pa.ChunkedArray) -> Histogram | None:
     begun = pc.utf8_slice_codeunits(column, 0, _TEXT_CHARACTERS)
     counts = pc.value_counts(begun)
     if len(counts) == len(column) > VALUES:  # a list of them would say nothing
-        return _lengths(pc.utf8_length(column), "characters, all different")
+        return _integers(pc.utf8_length(column), _number, "characters, all different")
     order = pc.select_k_unstable(
         pa.table({"count": counts.field("counts"), "text": counts.field("values")}),
         VALUES,
@@ -216,7 +224,3 @@ def _texts(column: pa.ChunkedArray) -> Histogram | None:
     bars = tuple(Bar(str(one["values"]), one["counts"]) for one in counts.take(order).to_pylist())
     others = len(column) - sum(bar.count for bar in bars)
     return Histogram(bars, ordered=False, others=others, note=f"{len(counts):,} different")
-
-
-def _lengths(lengths: pa.ChunkedArray, unit: str) -> Histogram:
-    return _integers(lengths, _number, unit)

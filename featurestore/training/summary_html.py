@@ -250,6 +250,8 @@ def _plain(scalar: pa.Scalar) -> str:
         naive = scalar.cast(pa.timestamp(kind.unit)).cast(pa.string()).as_py()
         return f"{naive}{'' if kind.tz is None else ' UTC'}".replace(".000000", "")
     value: Any = scalar.as_py()
+    if isinstance(value, bytes):
+        value = value[:_VALUE_CHARACTERS]
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)

@@ -144,6 +144,7 @@ def test_of_what_differs_everywhere_and_of_lists_and_bytes_the_lengths():
     assert counts(texts) == [1] * 10
     assert bars([[1, 2], [], None]) == {"0": 1, "1": 0, "2": 1}
     assert bars([b"ab", b"a"]) == {"1": 1, "2": 1}
+    assert bars([b"ab", b"a"], pa.dictionary(pa.int8(), pa.binary())) == {"1": 1, "2": 1}
 
 
 def test_what_has_no_histogram_has_none():
