@@ -164,7 +164,7 @@ def _integers(column: pa.ChunkedArray, text: Callable[[int], str], note: str = "
     if column.type != pa.uint64():
         column = column.cast(pa.int64())
     low, high = (pc.min_max(column)[end].as_py() for end in ("min", "max"))
-    width = (high - low) // BINS + 1
+    width = _width(high - low + 1)
     bins = (high - low) // width + 1
     if high - low < 2**53:
         above = pc.subtract(column, pa.scalar(low, column.type)).cast(pa.float64())
@@ -176,6 +176,13 @@ def _integers(column: pa.ChunkedArray, text: Callable[[int], str], note: str = "
         last = min(first + width - 1, high)
         bars.append(Bar(text(first) if first == last else f"{text(first)} – {text(last)}", count))
     return Histogram(tuple(bars), True, text(low), text(high) if high > low else "", note)
+
+
+def _width(count: int) -> int:
+    """How many of so many whole numbers go in a bin, so that the last is about as full as others,
+    in as many bins as may be."""
+    widths = [-(-count // bins) for bins in range(BINS, BINS // 2, -1)]
+    return min(widths, key=lambda width: round(-count % width / width, 1))
 
 
 def _counted(places: pa.ChunkedArray, bins: int) -> list[int]:

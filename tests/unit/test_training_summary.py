@@ -91,6 +91,8 @@ def test_the_ends_of_what_a_type_can_hold(values: list[Any], kind: pa.DataType):
 def test_no_bin_of_whole_numbers_has_room_for_more_of_them_than_another():
     assert counts(list(range(40))) == [2] * 20
     assert bars(list(range(60)))["57 – 59"] == 3
+    assert counts(list(range(300))) == [15] * 20
+    assert set(counts(list(range(10_001)))[:-1]) == {417}
 
 
 def test_whole_numbers_beyond_the_exact_floats_stay_apart():
