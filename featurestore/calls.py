@@ -50,6 +50,7 @@ from featurestore.reports import (
 )
 from featurestore.repository import FeatureRepository
 from featurestore.selection import Features
+from featurestore.storage import forks
 from featurestore.storage.dialect import Found
 from featurestore.storage.faults import LayoutChanged
 from featurestore.storage.ledger import find_load
@@ -78,6 +79,13 @@ class Calls(HistoricalCalls):
         super().__init__(context)
         self._plans = OnlinePlans()
         self._pushes: Pushes = Pushes(context, None if outside is None else outside._pushes)
+
+    def _begin_anew(self) -> None:
+        """In a forked process: read and write with nothing that the parent has under way."""
+        forks.keep(self._plans, self._pushes)
+        self._context.begin_anew()
+        self._plans = OnlinePlans()
+        self._pushes = Pushes(self._context)
 
     async def ingest(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from featurestore.errors import FeatureStoreError
+from featurestore.storage import forks
 from featurestore.storage.engine import Database
 from featurestore.storage.notices import notice, tell
 from featurestore.storage.registry import (
@@ -60,6 +62,11 @@ class Context(ABC):
     @abstractmethod
     def transaction(self) -> AbstractAsyncContextManager[Session]:
         """A session that commits as one or leaves nothing."""
+
+    def begin_anew(self) -> None:
+        """In a forked process: wait for nothing that the parent has begun."""
+        forks.keep(self._reading)
+        self._reading = None
 
     def forget(self) -> None:
         """Read the registry again at the next call."""
@@ -167,9 +174,18 @@ class TransactionContext(Context):
         super().__init__(project, skew)
         self.on_written = lambda view, keys: wrote(view)
         self._session: Session | None = session
+        self._process = os.getpid()
         self._writer = asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()
         self._owner = asyncio.current_task()
+        forks.renew_after_fork(self, TransactionContext.begin_anew)
+
+    def begin_anew(self) -> None:
+        """In a forked process: the transaction is the parent's."""
+        super().begin_anew()
+        forks.keep(vars(self).copy())
+        self._session = None
+        self._calls = set()
 
     async def close(self) -> None:
         """End the transaction's calls and refuse further ones.
@@ -185,6 +201,7 @@ class TransactionContext(Context):
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[Session]:
+        forks.check_process(self._process, "The transaction")
         if self._session is None:
             raise FeatureStoreError("The transaction has ended; open another for further calls.")
         task = asyncio.current_task()

@@ -23,6 +23,7 @@ from typing import Any, Self, TypeVar
 
 from featurestore.errors import SourceError
 from featurestore.ingest.rows import is_arrow
+from featurestore.storage import forks
 
 T = TypeVar("T")
 
@@ -33,16 +34,23 @@ class Portal:
     """A loop in a daemon thread, made at the first call; after a fork, made anew."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = forks.ForkLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
-        self._process = 0
+        forks.renew_after_fork(self, Portal._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a forked process, where the thread is none any more."""
+        if self._loop is not None:
+            # Closing it would take its sockets out of what the parent's loop watches.
+            forks.keep(self._loop)
+            atexit.unregister(self._stop)
+            self._loop = self._thread = None
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._lock:
-            if self._loop is None or self._process != os.getpid():
+            if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                self._process = os.getpid()
                 self._thread = threading.Thread(
                     target=self._loop.run_forever, name="featurestore-sync", daemon=True
                 )
@@ -59,7 +67,7 @@ class Portal:
     def started(self, work: Coroutine[Any, Any, T]) -> Iterator[Future[T]]:
         """``work`` on the portal's loop, beside the block; leaving that by Ctrl-C, or by another
         way out of the program, cancels it and waits for its end."""
-        loop = self._running()
+        loop, process = self._running(), os.getpid()
         done = threading.Event()
 
         async def run() -> T:
@@ -72,7 +80,7 @@ class Portal:
         try:
             yield future
         except BaseException:
-            if future.cancel():
+            if process == os.getpid() and future.cancel():
                 done.wait(_STOP_SECONDS)
             raise
 
@@ -99,11 +107,16 @@ def iterate(batches: AsyncIterator[T]) -> Iterator[T]:
         if hasattr(batches, "aclose"):
             await batches.aclose()
 
+    process = os.getpid()
     try:
         while (item := portal.call(pull())) is not end:
             yield item
+            forks.check_process(process, "The iterator")
     finally:
-        portal.call(close())
+        if process == os.getpid():
+            portal.call(close())
+        else:
+            forks.keep(batches)
 
 
 class _Feed:
@@ -121,6 +134,7 @@ class _Feed:
         self._error: Exception | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._arrived = asyncio.Event()
+        self.process = os.getpid()
 
     def read(self, source: Iterable[Any]) -> None:
         """Hand over what ``source`` gives, until it ends or nobody wants more."""
@@ -138,6 +152,8 @@ class _Feed:
             self._wake()
 
     def _put(self, item: Any) -> bool:
+        if self.process != os.getpid():
+            return False
         most = self.AHEAD if isinstance(item, Mapping) else 1
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or len(self._items) < most)
@@ -192,6 +208,7 @@ def feed(run: Callable[[AsyncIterable[Any]], Coroutine[Any, Any, T]], source: It
     with portal.started(run(items)) as future:
         future.add_done_callback(items.stop)
         items.read(source)
+        forks.check_process(items.process, "The stream")
         return future.result()
 
 
@@ -243,9 +260,14 @@ def entered(manager: AbstractAsyncContextManager[T]) -> Iterator[T]:
             return
 
     result = portal.call(value())
+    process = os.getpid()
     try:
         yield result
+        forks.check_process(process, "The transaction")
     except BaseException:
-        portal.call(finish(failed=True))
+        if process == os.getpid():
+            portal.call(finish(failed=True))
+        else:
+            forks.keep(manager, leave, task)
         raise
     portal.call(finish(failed=False))

@@ -37,7 +37,7 @@ from featurestore.reports import (
     UndoReport,
 )
 from featurestore.repository import moment
-from featurestore.storage import ledger, migrations, schema, upkeep
+from featurestore.storage import forks, ledger, migrations, schema, upkeep
 from featurestore.storage.dialect import Found
 from featurestore.storage.engine import Database
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
@@ -85,9 +85,24 @@ class FeatureStore(Calls):
         super().__init__(StoreContext(self._database, project, clock_skew))
         self._domain = (self._database.engine.dialect.name, project)
         self._context.on_written = partial(LIVE.changed, self._domain)
+        self._cache_of = cache
         self._cache: CachedRows | None = None
         if cache is not None:
             self._use(cache)
+        forks.renew_after_fork(self, FeatureStore._begin_anew)
+
+    def _begin_anew(self) -> None:
+        """In a forked process, by itself: the store goes on there with connections of its own."""
+        forks.keep(vars(self).copy())
+        self._database.begin_anew()
+        super()._begin_anew()
+        closed = self._reads.closed
+        self._reads = Reads(self._database)
+        self._reads.closed = closed
+        if self._cache is not None and self._cache_of is not None:
+            LIVE.remove(self._domain, self._cache)
+            if not closed:
+                self._use(self._cache_of)
 
     def _use(self, cache: Cache) -> None:
         if not isinstance(cache, Cache):

@@ -1,8 +1,9 @@
 """The same store without ``await``, for scripts and notebooks.
 
 One thread runs an event loop for all stores of the process, and every call is handed to it: a
-loop that runs already, as in a notebook, is not disturbed. What a call does stands in
-:mod:`featurestore.store` and is not written twice.
+loop that runs already, as in a notebook, is not disturbed, and threads may share a store. After a
+fork the child has a loop and connections of its own (:mod:`featurestore.storage.forks`). What a
+call does stands in :mod:`featurestore.store` and is not written twice.
 
 Example::
 

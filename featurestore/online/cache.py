@@ -30,6 +30,7 @@ from featurestore.online.keys import Key
 from featurestore.reports import CacheStats
 from featurestore.selection import Request
 from featurestore.storage.dialect import Found
+from featurestore.storage.forks import ForkLock
 
 T = TypeVar("T")
 
@@ -382,7 +383,7 @@ class LiveCaches:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
         self._caches: dict[Domain, weakref.WeakSet[CachedRows]] = {}
 
     def add(self, domain: Domain, rows: CachedRows) -> None:

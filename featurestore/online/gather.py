@@ -142,7 +142,7 @@ class Reads:
         self._large = Lane()
         self._large_in_flight = max(1, database.pool_size // 2)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self.closed = False
         self._counts = Counts(database.limits, database.label, "read", "not sent")
 
     def find(self, lane: Lane, lookups: Lookups, keys: Sequence[Key]) -> Awaitable[Found]:
@@ -151,7 +151,7 @@ class Reads:
 
         Raises :class:`OverloadedError` where too many wait, or one has waited too long.
         """
-        if self._closed:
+        if self.closed:
             raise StoreUnavailableError(f"The store on {self._counts.label} is closed.")
         self._counts.request(len(keys))
         if len(keys) >= ALONE_ROWS:
@@ -307,6 +307,6 @@ class Reads:
 
     async def close(self) -> None:
         """Refuse further reads, and wait for those that wait already: each has a deadline."""
-        self._closed = True
+        self.closed = True
         while self._tasks:
             await asyncio.wait(self._tasks)

@@ -47,8 +47,6 @@ def resolve_url(url: str | sa.URL | None) -> sa.URL:
 
 def create_database_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
     sqlite = url.get_backend_name() == "sqlite"
-    # A database in memory lives in its one connection, so that one is handed around.
-    in_memory = sqlite and url.database in (None, "", ":memory:")
     open_connection: Callable[..., Any]
     options: dict[str, Any] = {}
     if sqlite:
@@ -65,7 +63,8 @@ def create_database_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
             connect_args={"async_creator_fn": open_connection, **options},
             poolclass=Pool,
             pool_use_lifo=True,  # a few connections in use are faster than many in turn
-            pool_size=1 if in_memory else limits.connections,
+            # A database in memory lives in its one connection, so that one is handed around.
+            pool_size=1 if is_in_memory(url) else limits.connections,
             max_overflow=0,
             pool_timeout=limits.wait_seconds,
             # Transactions are ended where they began; a reset here would be one more round trip.
@@ -73,6 +72,11 @@ def create_database_engine(url: sa.URL, limits: Limits) -> AsyncEngine:
         )
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise DefinitionError(f"The database URL is not understood: {error}") from error
+
+
+def is_in_memory(url: sa.URL) -> bool:
+    """Whether a URL is of a database that ends with its connection."""
+    return url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:")
 
 
 def label_of(url: sa.URL) -> str:

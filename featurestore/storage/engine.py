@@ -18,14 +18,21 @@ from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
 )
-from sqlalchemy.pool import AsyncAdaptedQueuePool, StaticPool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, NullPool, Pool, QueuePool, StaticPool
 
 from featurestore.errors import (
     DefinitionError,
+    FeatureStoreError,
     OverloadedError,
     StoreUnavailableError,
 )
-from featurestore.storage.address import create_database_engine, label_of, resolve_url
+from featurestore.storage import forks
+from featurestore.storage.address import (
+    create_database_engine,
+    is_in_memory,
+    label_of,
+    resolve_url,
+)
 from featurestore.storage.direct import on_driver
 from featurestore.storage.faults import commit_unanswered, translated
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
@@ -52,20 +59,65 @@ class Database:
             raise DefinitionError("Give the store a url or an engine, not both.")
         self.owned = engine is None
         self.limits = limits
-        self.engine = (
+        self.closed = False
+        self._parents_pool: Pool | None = None
+        self._begin(
             engine if engine is not None else create_database_engine(resolve_url(url), limits)
         )
-        if not isinstance(self.engine, AsyncEngine):
+
+    def _begin(self, engine: AsyncEngine) -> None:
+        if not isinstance(engine, AsyncEngine):
             raise DefinitionError("engine must be a SQLAlchemy AsyncEngine (create_async_engine).")
-        self.dialect = _dialect(self.engine, self.owned)
-        self.closed = False
+        self.engine = engine
+        self.dialect = _dialect(engine, self.owned)
         self.watchdog = Watchdog(self.dialect.interrupt, self.dialect.terminate)
-        self.label = label_of(self.engine.url)
+        self.label = label_of(engine.url)
         # One connection for all, which SQLAlchemy hands to several at a time.
-        shared = isinstance(self.engine.pool, StaticPool)
+        shared = isinstance(engine.pool, StaticPool)
         self._shared = asyncio.Lock() if shared else None
         # SQLite has one writer at a time: waiting here is cheaper and fairer than its busy loop.
         self._writer = asyncio.Lock() if self.dialect.single_writer else None
+        self._used = False
+
+    def begin_anew(self) -> None:
+        """In a forked process: no connection, lock or timer of the parent is used any more.
+
+        A borrowed engine stays, and with connections of the parent it is refused: it is for its
+        owner to begin it anew. So is a database in memory, which the parent has.
+        """
+        forks.keep(vars(self).copy(), self.engine.pool)
+        engine, in_use = self.engine, self._has_connections()
+        if self.dialect.single_writer and self.pool_in_use:
+            forks.sqlite_at_work()
+        if self.owned:
+            engine = create_database_engine(engine.url, self.limits)
+        kept_back = in_use and (not self.owned or is_in_memory(engine.url))
+        self._parents_pool = engine.pool if kept_back else None
+        self._begin(engine)
+
+    def _has_connections(self) -> bool:
+        pool = self.engine.pool
+        if isinstance(pool, NullPool):
+            return False
+        if isinstance(pool, QueuePool):
+            return pool.checkedin() + pool.checkedout() > 0
+        return self._used
+
+    def _check_fork(self) -> None:
+        if self.dialect.single_writer:
+            forks.check_file(self.engine.url.database or "")
+        if self._parents_pool is None or self._parents_pool is not self.engine.pool:
+            return
+        if self.owned:
+            raise FeatureStoreError(
+                f"{self.label} is a database in memory, of the process that this one was forked "
+                f"from: make another store here, or give the first a file or a server."
+            )
+        raise FeatureStoreError(
+            f"The engine that the store on {self.label} was given has connections of the process "
+            f"that this one was forked from. Make an engine and a store here, or call "
+            f"engine.sync_engine.dispose(close=False) here first."
+        )
 
     async def close(self) -> None:
         """Close all connections of an engine made here; leave a borrowed one alone.
@@ -93,6 +145,8 @@ class Database:
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
+        self._check_fork()
+        self._used = True
         with translated(self.label):
             connection = await self._connect()
         try:

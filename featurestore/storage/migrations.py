@@ -8,7 +8,6 @@ only the statements themselves run on the loop's connection.
 from __future__ import annotations
 
 import asyncio
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +15,14 @@ import sqlalchemy as sa
 
 from featurestore.errors import MigrationRequiredError
 from featurestore.storage.engine import Database
+from featurestore.storage.forks import ForkLock
 from featurestore.storage.session import Session
 from featurestore.storage.tables import SCHEMA_REVISION, VERSION_TABLE
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
-_ONE_AT_A_TIME = threading.Lock()
+_ONE_AT_A_TIME = ForkLock()
 _POLL_SECONDS = 0.01
 
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -18,6 +18,7 @@ import asyncpg
 import sqlalchemy as sa
 
 from featurestore.errors import DefinitionError
+from featurestore.storage.forks import opened_socket
 from featurestore.storage.waiting import (
     STOP_SECONDS,
     bring_to_end,
@@ -75,6 +76,7 @@ async def open_connection(*arguments: Any, **options: Any) -> asyncpg.Connection
     # Cancelled in the middle, asyncpg leaves a future that nobody looks at: it may end first.
     opening = asyncpg.connect(*arguments, **options)
     connection = await opened(opening, _terminate, patience=_CANCEL_SECONDS)
+    opened_socket(connection)
     transport = getattr(connection, "_transport", None)
     peer = transport and transport.get_extra_info("socket")
     if peer is not None and peer.family in (socket.AF_INET, socket.AF_INET6):

@@ -22,6 +22,7 @@ from sqlalchemy.dialects import sqlite
 from featurestore.storage import sqlite_push
 from featurestore.storage.dialect import Found, Lookup, Lookups, Match, Types, compiled
 from featurestore.storage.extracting import arrow_batches
+from featurestore.storage.forks import opened_file
 from featurestore.storage.rule import keys_written, settle_conflict
 from featurestore.storage.sqlite_values import arrow, decode, encode, physical
 from featurestore.storage.sqlite_wire import BUSY_MILLISECONDS, interrupt, patiently, run
@@ -103,6 +104,8 @@ class SQLite:
             return
 
         def settle(raw: sqlite3.Connection) -> None:
+            if driver not in self._borrowed:
+                opened_file(driver, raw.execute("PRAGMA database_list").fetchone()[2])
             self._borrowed[driver] = raw.isolation_level
             # The default mode of sqlite3 begins and commits by itself in some statements.
             raw.isolation_level = None

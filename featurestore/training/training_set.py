@@ -13,6 +13,7 @@ import pyarrow as pa
 from featurestore.errors import SourceError
 from featurestore.training.manifest import PARQUET_KEY, Manifest
 from featurestore.training.report import TrainingPlan
+from featurestore.training.summary_html import training_html
 
 if TYPE_CHECKING:
     import pandas
@@ -34,6 +35,7 @@ class TrainingSet:
     the same rows again from. ``warnings`` tell what cannot be as it was asked for.
 
     A set that is larger than the memory allowed lies in a temporary file, and is read from there.
+    In a notebook it shows its size, columns, nulls, and how the values lie.
     """
 
     table: pa.Table
@@ -84,6 +86,9 @@ class TrainingSet:
     def __repr__(self) -> str:
         rates = ", ".join(f"{view} {rate:.1%}" for view, rate in self.match_rate.items())
         return f"<TrainingSet: {len(self):,} rows, {self.table.num_columns} columns; found {rates}>"
+
+    def _repr_html_(self) -> str:
+        return training_html(self.table, self.features, self.match_rate)
 
 
 @contextmanager

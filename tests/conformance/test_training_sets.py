@@ -50,6 +50,22 @@ async def test_rows_keep_their_order_and_duplicates_and_null_keys(trips_store: f
     assert found.match_rate == {"driver_stats": pytest.approx(3 / 5)}
 
 
+async def test_it_knows_the_view_of_each_feature(trips_store: fs.FeatureStore):
+    entities = ASKED.append_column("airport", pa.array(["jfk"] * ASKED.num_rows))
+    entities = entities.append_column("dest", entities["airport"])
+    there = weather().with_name("dest_weather").with_join_key_map({"airport": "dest"})
+    found = await trips_store.get_historical_features(
+        entities, ["driver_stats:trips", there], full_feature_names=True
+    )
+    names = found.to_arrow().column_names[ASKED.num_columns + 2 :]
+    assert names[0] == "driver_stats__trips"
+    assert found.features == {
+        name: "dest_weather" if name.startswith("dest_weather__") else "driver_stats"
+        for name in names
+    }
+    assert "dest_weather" in found._repr_html_()
+
+
 async def test_extra_columns_are_kept_with_their_types(trips_store: fs.FeatureStore):
     count = ASKED.num_rows
     extra = {

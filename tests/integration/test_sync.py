@@ -8,6 +8,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -137,6 +138,37 @@ def test_threads_share_a_store(sync_store: fs.sync.FeatureStore):
     for thread in threads:
         thread.join(30)
     assert sync_store.repository(view).count() == 8
+
+
+@pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
+def test_many_threads_do_everything_at_once(featurestore_url: str):
+    """From the first call on, which makes the loop and the first connections."""
+    entities = pa.table({"driver_id": [0], "event_timestamp": [NOON + dt.timedelta(days=1)]})
+    with fs.sync.FeatureStore(featurestore_url) as store:
+        store.apply(view)
+        store.push(view, [row(0, 7)])
+        together = threading.Barrier(16)
+
+        def work(driver: int) -> None:
+            together.wait(30)
+            for hour in range(3):
+                store.push(view, [row(driver, hour, hour)])
+                online = store.get_online_features(["driver_stats:*"], [{"driver_id": driver}])
+                assert online.to_dicts() == [{"driver_id": driver, "trips": hour}]
+            training = store.get_historical_features(entities, ["driver_stats:trips"])
+            assert training.to_arrow().column("trips").to_pylist() == [7]
+            with store.transaction() as tx:
+                tx.push(view, [row(driver, 10, 10)])
+                assert tx.repository(view).get(driver_id=driver) == {
+                    "driver_id": driver,
+                    "trips": 10,
+                }
+            assert sum(batch.num_rows for batch in store.repository(view).scan()) >= 4
+
+        with ThreadPoolExecutor(16) as threads:
+            for done in [threads.submit(work, n) for n in range(1, 17)]:
+                done.result(60)
+        assert store.repository(view).count() == 1 + 16 * 4
 
 
 def test_errors_are_the_same(sync_store: fs.sync.FeatureStore):
