@@ -37,11 +37,12 @@ class Reading:
         return FeatureStore(self.url, project=self.project, **self.store_options)
 
     async def blocks(
-        self, entities: EntityRows, pieces: Iterable[Piece]
+        self, entities: EntityRows, pieces: Iterator[Piece]
     ) -> AsyncGenerator[pa.Table, None]:
         """The columns of items for each piece, in order. The store is open meanwhile."""
         async with self.open_store() as store:
-            for piece in pieces:
+            # Shuffling takes its time as well.
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
                 rows = await asyncio.to_thread(_entities_of, entities, piece)
                 joined = await self._joined(store, rows, piece)
                 yield await asyncio.to_thread(self.columns.choose, joined, entities.schema, piece)

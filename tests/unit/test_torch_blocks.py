@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -377,6 +379,7 @@ def test_a_source_that_is_cancelled_by_others_is_no_end():
         next(items)
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_forked_process_has_no_part_in_it():
     source = Source(100)
     items = Beside(source.give)
@@ -394,3 +397,18 @@ def test_a_forked_process_has_no_part_in_it():
     assert next(items) == 2
     items.close()
     assert source.closed
+
+
+# --- importing --------------------------------------------------------------------------------
+
+
+def test_without_torch_importing_it_says_what_to_install():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import featurestore.integrations\n"
+        "try:\n    import featurestore.integrations.torch\n"
+        "except ModuleNotFoundError as error:\n    print(error.name, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert "torch featurestore.integrations.torch needs PyTorch" in done.stdout, done.stderr
+    assert "pip install 'featurestore[torch]'" in done.stdout
