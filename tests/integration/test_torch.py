@@ -126,6 +126,7 @@ def fails(loader: Any, kind: type[Exception], said: str) -> None:
     # The error holds the loader's iterator. Freed by the garbage collector in place of at once,
     # PyTorch waits five seconds for each of its workers.
     traceback.clear_frames(raised.tb)
+    del raised
 
 
 def store_threads() -> list[str]:
