@@ -231,11 +231,15 @@ def test_forked_workers_give_every_row_once(url: str, file: Path, shuffle: bool)
             assert (found == [*range(ROWS)]) is False
 
 
-@both
 @pytest.mark.slow
-def test_spawned_workers_give_every_row_once(url: str, file: Path):
+@pytest.mark.parametrize(
+    ("featurestore_url", "workers"),
+    [("sqlite", 1), ("postgresql", 2)],
+    indirect=["featurestore_url"],
+)
+def test_spawned_workers_give_every_row_once(url: str, file: Path, workers: int):
     rows = dataset(url, file, [stats[["rate"]]], batch_size=7)
-    loader = DataLoader(rows, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    loader = DataLoader(rows, batch_size=None, num_workers=workers, multiprocessing_context="spawn")
     assert sorted(labels(loader)) == [*range(ROWS)]
 
 
