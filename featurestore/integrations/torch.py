@@ -122,12 +122,13 @@ class TrainingDataset(IterableDataset[Any]):  # type: ignore[misc]
         _check_whole(None, seed=seed)
         if non_numeric not in ("drop", "list"):
             raise DefinitionError(f"non_numeric={non_numeric!r}: it is 'drop' or 'list'.")
+        if transform is not None and not callable(transform):
+            raise DefinitionError(f"transform={transform!r}: it is a function of an item.")
         labels = (label_columns,) if isinstance(label_columns, str) else tuple(label_columns)
-        filled = dict(fill_null) if isinstance(fill_null, Mapping) else fill_null
         self._reading = Reading(
             _checked_url(url),
             _kept(features),
-            ItemColumns(labels, filled, null_masks, non_numeric),
+            ItemColumns(labels, _checked_fill(fill_null), null_masks, non_numeric),
             project,
             timestamp_column,
             full_feature_names,
@@ -301,6 +302,16 @@ def _checked_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
                 f"project."
             )
     return given
+
+
+def _checked_fill(fill_null: FillNull) -> FillNull:
+    values = fill_null.values() if isinstance(fill_null, Mapping) else [fill_null]
+    for value in values:
+        if value is not None and not isinstance(value, int | float):
+            raise DefinitionError(
+                f"fill_null has {value!r}: it is a number, or a dict of numbers by column."
+            )
+    return dict(fill_null) if isinstance(fill_null, Mapping) else fill_null
 
 
 def _check_whole(least: int | None, **given: object) -> None:
