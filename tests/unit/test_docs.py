@@ -176,7 +176,8 @@ def has_code(path: Path) -> bool:
     return any(block.language in ("python", "console") for block in blocks_of(path))
 
 
-RUN = [path for path in PAGES if has_code(path) and path.name not in ("README.md", "testing.md")]
+BY_THEMSELVES = ("README.md", "testing.md", "torch.md")
+RUN = [path for path in PAGES if has_code(path) and path.name not in BY_THEMSELVES]
 
 
 @pytest.mark.parametrize("path", RUN, ids=name_of)
@@ -210,6 +211,13 @@ def test_the_code_of_the_readme_runs_and_its_service_answers(
 def test_the_tests_of_the_page_on_testing_run(reader: Reader, featurestore_postgres: Any):
     reader.environment["FEATURESTORE_TEST_URL"] = featurestore_postgres.url()
     reader.follow(ROOT / "docs" / "testing.md")
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of forks, from 3.12 on
+def test_the_code_of_the_page_on_torch_runs(reader: Reader):
+    pytest.importorskip("torch", reason="docs/torch.md is run by `pytest -m torch`: bash .ci/run")
+    reader.follow(ROOT / "docs" / "torch.md")
 
 
 def test_what_is_printed_is_compared():
