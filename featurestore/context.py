@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from featurestore.errors import FeatureStoreError
 from featurestore.storage import forks
 from featurestore.storage.engine import Database
+from featurestore.storage.marks import Mark, revision_and_mark
 from featurestore.storage.notices import notice, tell
 from featurestore.storage.registry import (
     Catalog,
@@ -97,7 +98,12 @@ class Context(ABC):
     async def catalog(self, session: Session) -> Catalog:
         """The registry as it is in the session."""
         known = self.known
-        if known is None or known.revision != await project_revision(session, self.project):
+        revision = None if known is None else await project_revision(session, self.project)
+        return await self._at_revision(session, revision)
+
+    async def _at_revision(self, session: Session, revision: int | None) -> Catalog:
+        known = self.known
+        if known is None or known.revision != revision:
             self.known = known = await load_catalog(session, self.project)
         return known
 
@@ -137,10 +143,23 @@ class Context(ABC):
         Their tables cannot be rewritten meanwhile: to a snapshot from before, a rewritten table
         looks empty.
         """
-        known = await self.known_catalog()
-        views = [known.views[name] for name in names if name in known.views]
-        async with self.snapshot([view.history for view in views]) as session:
+        async with self.snapshot(await self._histories(names)) as session:
             yield session, await self.catalog(session)
+
+    @asynccontextmanager
+    async def reading_marked(
+        self, names: Iterable[str]
+    ) -> AsyncIterator[tuple[Session, Catalog, Mark]]:
+        """As :meth:`reading`, with the mark of the snapshot."""
+        async with self.snapshot(await self._histories(names)) as session:
+            if self.known is None:
+                await self.catalog(session)  # the database may lack what has the marks
+            revision, mark = await revision_and_mark(session, self.project)
+            yield session, await self._at_revision(session, revision), mark
+
+    async def _histories(self, names: Iterable[str]) -> list[sa.Table]:
+        known = await self.known_catalog()
+        return [known.views[name].history for name in names if name in known.views]
 
 
 class StoreContext(Context):

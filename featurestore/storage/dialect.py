@@ -170,8 +170,12 @@ class Dialect(Protocol):
     ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
         """The rows of a query, ``size`` at a time."""
 
-    def rows_inline(self, rows: pa.Table, types: Types) -> sa.FromClause | None:
-        """A few rows as part of a statement; None where a temporary table is as quick."""
+    def rows_inline(self, types: Types) -> sa.FromClause | None:
+        """A few rows as part of a statement, its parameters the columns (:meth:`inline_values`);
+        None where a temporary table is as quick."""
+
+    def inline_values(self, rows: pa.Table, types: Types) -> dict[str, Sequence[Any]]:
+        """The parameters of :meth:`rows_inline` for some rows."""
 
     def extract(
         self,

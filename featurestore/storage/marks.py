@@ -11,6 +11,7 @@ import datetime as dt
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +19,7 @@ import sqlalchemy as sa
 from featurestore.errors import DefinitionError
 from featurestore.storage.dialect import BLOCK
 from featurestore.storage.session import Session
-from featurestore.storage.tables import ARRIVAL, load, removal
+from featurestore.storage.tables import ARRIVAL, load, project, removal
 
 Ranges = Sequence[tuple[int, int]]
 """Ranges of arrivals, both ends inclusive."""
@@ -86,24 +87,40 @@ class Removal:
 
 async def take_mark(session: Session) -> Mark:
     """The mark of what the session sees. It is in a snapshot, and has written nothing itself."""
+    return (await revision_and_mark(session, ""))[1]
+
+
+async def revision_and_mark(session: Session, name: str) -> tuple[int, Mark]:
+    """A project's revision (0 where it is not there) and the mark of what the session sees, in
+    one round trip: each training set asks for both."""
+    statement = _statement(single_writer=session.dialect.single_writer)
+    row = (await session.execute(statement, {"project": name})).one()
+    snapshot, at = row[5:] or (None, await session.dialect.now(session))
+    highest = max((row.number or 0) * BLOCK, row.arrival or 0, (row.removed or 0) * BLOCK)
+    partial = await _partial(session) if row.partial else ()
+    return row.revision or 0, Mark(highest, at, snapshot, (), partial)
+
+
+@cache
+def _statement(*, single_writer: bool) -> sa.Select[Any]:
     newest = sa.select(load.c.id, load.c.last_arrival).order_by(load.c.id.desc()).limit(1)
     last = newest.subquery()
-    removed = sa.select(sa.func.max(removal.c.id)).scalar_subquery()
-    parts = sa.select(sa.func.count()).select_from(load).where(*_under_way())
+    named = project.c.name == sa.bindparam("project", type_=sa.Text)
     columns: list[sa.ColumnElement[Any]] = [
-        sa.select(last.c.id).scalar_subquery(),
-        sa.select(last.c.last_arrival).scalar_subquery(),
-        removed,
-        parts.scalar_subquery(),
+        sa.select(project.c.revision).where(named).scalar_subquery().label("revision"),
+        sa.select(last.c.id).scalar_subquery().label("number"),
+        sa.select(last.c.last_arrival).scalar_subquery().label("arrival"),
+        sa.select(sa.func.max(removal.c.id)).scalar_subquery().label("removed"),
+        sa.select(sa.func.count())
+        .select_from(load)
+        .where(*_under_way())
+        .scalar_subquery()
+        .label("partial"),
     ]
-    if not session.dialect.single_writer:
+    if not single_writer:
         columns.append(sa.cast(sa.func.pg_current_snapshot(), sa.Text))
         columns.append(sa.func.clock_timestamp())
-    # One statement: each training set asks for it.
-    number, arrival, taken, partial, *rest = (await session.execute(sa.select(*columns))).one()
-    snapshot, at = rest or (None, await session.dialect.now(session))
-    highest = max((number or 0) * BLOCK, arrival or 0, (taken or 0) * BLOCK)
-    return Mark(highest, at, snapshot, (), await _partial(session) if partial else ())
+    return sa.select(*columns)
 
 
 async def mark_at(session: Session, when: dt.datetime) -> Mark:

@@ -220,8 +220,11 @@ class SQLite:
         finally:
             await run(session.driver, lambda raw: cursor.close())
 
-    def rows_inline(self, rows: pa.Table, types: Types) -> sa.FromClause | None:
+    def rows_inline(self, types: Types) -> sa.FromClause | None:
         return None
+
+    def inline_values(self, rows: pa.Table, types: Types) -> dict[str, Sequence[Any]]:
+        return {}  # never asked for: rows_inline has none
 
     async def extract(
         self,

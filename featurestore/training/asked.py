@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.selection import Features, Request, resolve
-from featurestore.storage.marks import Mark, mark_at, take_mark
+from featurestore.storage.marks import Mark, mark_at
 from featurestore.storage.registry import Catalog
 from featurestore.storage.session import Session
 from featurestore.training.memory import Memory
@@ -93,17 +93,15 @@ def names_of(features: Features, catalog: Catalog) -> list[str]:
     return [join.view.name for join in request.joins]
 
 
-async def resolve_mark(session: Session, as_of: AsOf, *, inside: bool) -> Mark | None:
-    """The mark of what is to be read; None inside a transaction, whose own writes have none."""
+async def resolve_mark(session: Session, as_of: AsOf) -> Mark | None:
+    """The mark that is asked for."""
     if isinstance(as_of, str):
-        as_of = Mark.parse(as_of)
-    if isinstance(as_of, Mark):
+        return Mark.parse(as_of)
+    if as_of is None or isinstance(as_of, Mark):
         return as_of
-    if as_of is not None:
-        try:
-            return await mark_at(session, Timestamp.python(as_of))
-        except (TypeMismatch, ValueMismatch) as error:
-            raise DefinitionError(
-                f"as_of: {error}; it must be a time, or a mark (store.mark())."
-            ) from None
-    return None if inside else await take_mark(session)
+    try:
+        return await mark_at(session, Timestamp.python(as_of))
+    except (TypeMismatch, ValueMismatch) as error:
+        raise DefinitionError(
+            f"as_of: {error}; it must be a time, or a mark (store.mark())."
+        ) from None

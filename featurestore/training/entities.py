@@ -25,6 +25,7 @@ from featurestore.selection import Request
 from featurestore.storage.session import Session
 from featurestore.training.rule import AT, ROW
 from featurestore.training.spool import IN_MEMORY_BYTES, collected
+from featurestore.training.threads import beside, is_small
 from featurestore.types import (
     Bool,
     Date,
@@ -83,8 +84,9 @@ async def open_entities(
         types = {**request.key_columns, timestamp_column: Timestamp}
         table = await asyncio.to_thread(_typed, table, types)
     else:
-        table = await asyncio.to_thread(read_entities, entity_df, limit)
-    return await asyncio.to_thread(_prepare, table, source, request, timestamp_column, limit)
+        is_table = isinstance(entity_df, pa.Table)
+        table = await beside(is_table, read_entities, entity_df, limit)
+    return await beside(is_small(table), _prepare, table, source, request, timestamp_column, limit)
 
 
 # --- reading --------------------------------------------------------------------------------

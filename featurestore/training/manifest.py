@@ -9,6 +9,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from importlib import metadata
 from typing import Any
 
@@ -188,8 +189,9 @@ def block_ranges(blocks: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple((first, last) for first, last in as_ranges(blocks))
 
 
-def versions() -> dict[str, str]:
-    """The versions of what a training set is made with. For a thread: it reads files."""
+@cache
+def versions() -> Mapping[str, str]:
+    """The versions of what a training set is made with. For a thread: it reads files, once."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from featurestore.context import Context, TransactionContext
 from featurestore.selection import Join, Request
-from featurestore.storage.marks import Removal, removed_since, unseen
+from featurestore.storage.marks import Mark, Removal, removed_since, unseen
 from featurestore.storage.session import Session
 from featurestore.training.asked import Asked, resolve_mark
 from featurestore.training.assembly import Assembly, JoinSum
@@ -34,7 +33,10 @@ from featurestore.training.report import EngineChoice, Report, TrainingPlan
 from featurestore.training.rule import Matched, Question
 from featurestore.training.spool import Collected
 from featurestore.training.sql import join_in_database
+from featurestore.training.threads import beside, is_small
 from featurestore.training.training_set import TrainingSet
+
+_FEW_COLUMNS = 64
 
 
 @dataclass
@@ -51,13 +53,18 @@ class Reading:
     removals: list[Removal]
     started: float
 
+    @property
+    def small(self) -> bool:
+        """Whether the entity rows are few and narrow."""
+        return is_small(self.entities.table) and len(self.assembly.schema) <= _FEW_COLUMNS
+
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in the order of the entity rows."""
         report, total = self.question.report, len(self.entities)
         if total:
             async with aclosing(self._answers()) as answers:
                 async for found in answers:
-                    rows = await asyncio.to_thread(self.assembly.add, found)
+                    rows = await beside(self.small, self.assembly.add, found)
                     report.tell("rows", self.assembly.rows, total)
                     for batch in rows:
                         yield batch
@@ -78,7 +85,7 @@ class Reading:
             match_rate={join.name: one.matched / rows for join, one in sums.items()},
             features={one.name: request.joins[one.join].name for one in request.outputs},
             leaked={join.name: one.leaked for join, one in sums.items()},
-            manifest=await asyncio.to_thread(self._manifest, sums),
+            manifest=await beside(self.small, self._manifest, sums),
             plan=TrainingPlan(
                 report.choice.engine,
                 report.choice.reason,
@@ -142,14 +149,15 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
     """Everything of a training set before its rows: it is all checked then."""
     asked.check()
     started = time.perf_counter()
-    memory = asked.memory
-    if memory is None:
-        memory = await asyncio.to_thread(Memory.of, None)
+    memory = asked.memory or Memory.of(None)
     names = asked.names(await context.known_catalog())
     inside = isinstance(context, TransactionContext)
-    async with context.reading(names) as (session, catalog):
+    async with context.reading_marked(names) as (session, catalog, now):
         request = asked.find(catalog)
-        question = await _question(session, asked, request, inside=inside)
+        mark = await resolve_mark(session, asked.as_of)
+        if mark is None and not inside:  # a transaction's own writes have no mark
+            mark = now
+        question = await _question(session, asked, request, mark, inside=inside)
         removals: list[Removal] = []
         if question.as_of and question.mark is not None:
             removals = await removed_since(session, question.mark, question.hidden)
@@ -172,8 +180,9 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
         )
 
 
-async def _question(session: Session, asked: Asked, request: Request, *, inside: bool) -> Question:
-    mark = await resolve_mark(session, asked.as_of, inside=inside)
+async def _question(
+    session: Session, asked: Asked, request: Request, mark: Mark | None, *, inside: bool
+) -> Question:
     hidden = {}
     if asked.as_of is not None and mark is not None:
         for join in request.joins:
@@ -198,10 +207,10 @@ async def read_training_set(context: Context, entity_df: Any, asked: Asked) -> T
         try:
             async with aclosing(reading.batches()) as batches:
                 async for batch in batches:
-                    await asyncio.to_thread(gathered.add, batch)
-            table = await asyncio.to_thread(gathered.table)
+                    await beside(reading.small, gathered.add, batch)
+            table = await beside(reading.small, gathered.table)
         finally:
-            await asyncio.to_thread(gathered.close)
+            await beside(not gathered.on_disk, gathered.close)
         return await reading.result(table)
 
 

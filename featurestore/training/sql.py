@@ -7,7 +7,10 @@ a chunk of rows at a time, so memory is bounded whatever the size.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +21,7 @@ from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
 from featurestore.training.entities import Entities
 from featurestore.training.rule import AT, ROW, Matched, Question
+from featurestore.training.threads import beside, is_small
 from featurestore.types import FeatureType, Int64, Timestamp
 
 CHUNK_ROWS = 16_384
@@ -32,26 +36,71 @@ async def join_in_database(
     session: Session, entities: Entities, question: Question
 ) -> AsyncGenerator[list[Matched], None]:
     """The engine ``sql``; the session is in a transaction of one snapshot."""
-    wanted = await _upload(session, entities, question)
-    query, layout = _query(session, wanted, question)
-    # One statement: in a transaction that others commit beside, each would see another state.
-    async for rows in session.stream(query, size=CHUNK_ROWS):
-        yield await asyncio.to_thread(_chunk, session, rows, layout)
-    if isinstance(wanted, sa.Table) and session.dialect.keeps_temporary_tables:
-        await session.execute(sa.schema.DropTable(wanted))
-
-
-async def _upload(session: Session, entities: Entities, question: Question) -> sa.FromClause:
     keys = question.request.key_columns
     # Entity columns can have any name; here they are numbered.
     numbered = {f"k{i}": kind for i, kind in enumerate(keys.values())}
     types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **numbered}
     rows = entities.keys.rename_columns(list(types))
+    inline = None
     if len(entities) <= INLINE_ROWS:
-        inline = await asyncio.to_thread(session.dialect.rows_inline, rows, types)
-        if inline is not None:
-            return inline
-    return await _temporary_table(session, rows, types)
+        inline = session.dialect.rows_inline(types)
+    if inline is None:
+        wanted = await _temporary_table(session, rows, types)
+        query, layout = _query(session, wanted, question)
+        # One statement: in a transaction that others commit beside, each would see another state.
+        async with aclosing(session.stream(query, size=CHUNK_ROWS)) as chunks:
+            async for chunk in chunks:
+                yield await asyncio.to_thread(_chunk, session, chunk, layout)
+        if session.dialect.keeps_temporary_tables:
+            await session.execute(sa.schema.DropTable(wanted))
+        return
+    statement = _statement(session, inline, question)
+    values = await beside(is_small(rows), session.dialect.inline_values, rows, types)
+    found = await session.raw_rows(statement.sql, statement.values(values))
+    yield await beside(is_small(rows), _chunk, session, found, statement.layout)
+
+
+Layout = Sequence[tuple[int, list[FeatureType]]]
+"""For each join, where its columns begin in a row, and its features' types."""
+
+
+@dataclass(frozen=True)
+class _Statement:
+    """A statement for a few rows: its text, its parameters by position, and those that are its
+    own; the others are columns of the rows."""
+
+    sql: str
+    names: Sequence[str]
+    own: Mapping[str, Any]
+    layout: Layout
+
+    def values(self, columns: Mapping[str, Any]) -> list[Any]:
+        """The parameters by position, with the rows' columns."""
+        given = {**self.own, **columns}
+        return [given[name] for name in self.names]
+
+
+_statements: OrderedDict[Any, _Statement] = OrderedDict()
+"""Statements that were made last: to make one takes longer than to look 100 rows up."""
+
+_KEPT_STATEMENTS = 64
+
+
+def _statement(session: Session, inline: sa.FromClause, question: Question) -> _Statement:
+    """The statement for a few rows; kept, unless it is of a mark, which is hardly asked twice."""
+    key = (type(session.dialect), question.request, question.known)
+    if not question.as_of and key in _statements:
+        _statements.move_to_end(key)
+        return _statements[key]
+    query, layout = _query(session, inline, question)
+    compiled: Any = query.compile(dialect=session.connection.dialect)
+    own = {name: value for name, value in compiled.params.items() if value is not None}
+    made = _Statement(str(compiled), tuple(compiled.positiontup), own, layout)
+    if not question.as_of:
+        _statements[key] = made
+        if len(_statements) > _KEPT_STATEMENTS:
+            _statements.popitem(last=False)
+    return made
 
 
 async def _temporary_table(
@@ -92,7 +141,7 @@ async def _temporary_table(
 
 def _query(
     session: Session, wanted: sa.FromClause, question: Question
-) -> tuple[sa.Select[Any], list[tuple[int, list[FeatureType]]]]:
+) -> tuple[sa.Select[Any], Layout]:
     """The statement, in the order of the rows; and for each join where its columns begin, and
     the types of its features: arrival, whether the plain match leaks, features."""
     request = question.request
@@ -144,7 +193,7 @@ def _join(
 def _chunk(
     session: Session,
     rows: Sequence[Sequence[Any]],
-    layout: Sequence[tuple[int, list[FeatureType]]],
+    layout: Layout,
 ) -> list[Matched]:
     columns = list(zip(*rows, strict=True))
     found = []
