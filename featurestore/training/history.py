@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.errors import DefinitionError, InvalidRow, InvalidRowsError
+from featurestore.ingest.ahead import ahead
 from featurestore.ingest.budget import Budget
 from featurestore.ingest.conform import Conformed, stamp
 from featurestore.ingest.files import open_source
@@ -81,7 +82,8 @@ async def _read_file(
         taken = await asyncio.to_thread(Taken.of, view, source.field_mapping, file, reader, footer)
         limits, first = Budget.of().limits, 0
         read = read_batches(reader, footer, taken.plan, taken.read, None, limits)
-        async with aclosing(read) as batches:
+        # One batch is checked while the next is decoded.
+        async with ahead(read) as batches:
             async for batch, _ in batches:
                 rows = await asyncio.to_thread(taken.conform, batch, first, reader.name)
                 if rows.rejected:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import datetime as dt
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from featurestore.context import Context, TransactionContext
+from featurestore.ingest.ahead import ahead
 from featurestore.selection import Join, Request
 from featurestore.storage.marks import Mark, Removal, removed_since, unseen
 from featurestore.storage.session import Session
@@ -62,13 +63,17 @@ class Reading:
         """The rows, in the order of the entity rows."""
         report, total = self.question.report, len(self.entities)
         if total:
-            async with aclosing(self._answers()) as answers:
+            async with self._coming() as answers:
                 async for found in answers:
                     rows = await beside(self.small, self.assembly.add, found)
                     report.tell("rows", self.assembly.rows, total)
                     for batch in rows:
                         yield batch
         report.rows, report.seconds = self.assembly.rows, time.perf_counter() - self.started
+
+    def _coming(self) -> AbstractAsyncContextManager[AsyncIterator[list[Matched]]]:
+        """The engine's answers; of many, the next is found while one is put together."""
+        return aclosing(self._answers()) if self.small else ahead(self._answers())
 
     def _answers(self) -> AsyncGenerator[list[Matched], None]:
         if self.question.report.choice.engine == "duckdb":

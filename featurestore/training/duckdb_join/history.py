@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from featurestore.ingest.ahead import ahead
 from featurestore.selection import Join
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
@@ -79,8 +79,8 @@ class History:
         keep = memory.history if len(entities) * 8 <= memory.history else 0
         gathered = _Gathered(schema, folder / f"history-{view.id}.parquet", keep)
         try:
-            async with aclosing(batches):
-                async for batch in batches:
+            async with ahead(batches) as arriving:
+                async for batch in arriving:
                     await asyncio.to_thread(gathered.add, batch)
                     question.report.tell("history", gathered.rows)
             columns = await asyncio.to_thread(gathered.finish)
