@@ -79,6 +79,21 @@ _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
 }
 
 
+_UNLISTED_WORDS = ("nothing", "returning")
+"""Keywords of SQLite's own that SQLAlchemy leaves unquoted (https://www.sqlite.org/lang_keywords.html
+lists them, and of these CREATE TABLE refuses the two)."""
+
+
+def _quoting(sql: sa.Dialect) -> sa.Dialect:
+    """A dialect of SQLAlchemy's that quotes all that SQLite wants quoted."""
+    preparer = sql.identifier_preparer
+    preparer.reserved_words = {*preparer.reserved_words, *_UNLISTED_WORDS}
+    return sql
+
+
+_QMARK = _quoting(sqlite.dialect(paramstyle="qmark"))
+
+
 class SQLite:
     """The dialect of SQLite 3.35 and later.
 
@@ -94,7 +109,7 @@ class SQLite:
     commit_seconds: float | None = None
 
     def __init__(self, sql: sa.Dialect, *, owned: bool) -> None:
-        self._sql = sql
+        self._sql = _quoting(sql)
         self._owned = owned
         self._prepared: WeakSet[Any] = WeakSet()
         self._borrowed: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()
@@ -350,7 +365,7 @@ async def _write(
     # SQLAlchemy writes the columns in the table's order, so the values come in it too.
     types = {column.name: types[column.name] for column in table.c if column.name in types}
     statement = statement.values({name: sa.bindparam(name) for name in types})
-    sql = str(statement.compile(dialect=sqlite.dialect(paramstyle="qmark")))
+    sql = str(statement.compile(dialect=_QMARK))
     for start in range(0, batch.num_rows, INSERT_ROWS):
         piece = batch.slice(start, INSERT_ROWS)
         await run(driver, partial(_insert, sql=sql, batch=piece, types=types))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import hashlib
 import json
@@ -189,13 +190,19 @@ def block_ranges(blocks: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple((first, last) for first, last in as_ranges(blocks))
 
 
+async def versions() -> Mapping[str, str]:
+    """The versions of what a training set is made with."""
+    if not _versions.cache_info().currsize:
+        return await asyncio.to_thread(_versions)
+    return _versions()
+
+
 @cache
-def versions() -> Mapping[str, str]:
-    """The versions of what a training set is made with. For a thread: it reads files, once."""
+def _versions() -> Mapping[str, str]:
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            found[package] = metadata.version(package)  # which reads files
         except metadata.PackageNotFoundError:
             continue
     return found

@@ -90,7 +90,7 @@ class Reading:
             match_rate={join.name: one.matched / rows for join, one in sums.items()},
             features={one.name: request.joins[one.join].name for one in request.outputs},
             leaked={join.name: one.leaked for join, one in sums.items()},
-            manifest=await beside(self.small, self._manifest, sums),
+            manifest=await beside(self.small, self._manifest, sums, await versions()),
             plan=TrainingPlan(
                 report.choice.engine,
                 report.choice.reason,
@@ -102,7 +102,7 @@ class Reading:
             warnings=tuple(map(_warning, self.removals)),
         )
 
-    def _manifest(self, sums: Mapping[Join, JoinSum]) -> Manifest:
+    def _manifest(self, sums: Mapping[Join, JoinSum], made_with: Mapping[str, str]) -> Manifest:
         request, table = self.question.request, self.entities.table
         return Manifest(
             project=self.project,
@@ -117,7 +117,7 @@ class Reading:
             entity_digest=table_digest(table),
             entity_source=self.entities.source,
             created_at=dt.datetime.now(dt.UTC),
-            versions=versions(),
+            versions=made_with,
             entity_table=table,
         )
 

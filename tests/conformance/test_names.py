@@ -10,7 +10,10 @@ from builders import DRIVER, entity_rows, hour, online, table_of, training
 
 import featurestore as fs
 
-RESERVED = ["select", "order", "group", "user", "table", "all", "from", "null", "primary", "end"]
+RESERVED = [
+    *("select", "order", "group", "user", "table", "all", "from", "null", "primary", "end"),
+    *("nothing", "returning", "asked", "at"),  # which lists of such words leave out
+]
 INSIDE = [
     "arrival",
     "created",
