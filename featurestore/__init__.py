@@ -33,6 +33,7 @@ from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import (
     CacheStats,
+    ExportReport,
     GatherStats,
     IngestReport,
     Load,
@@ -79,6 +80,7 @@ __all__ = [
     "Decimal",
     "DefinitionError",
     "Entity",
+    "ExportReport",
     "FeatureRepository",
     "FeatureSelection",
     "FeatureService",

@@ -45,6 +45,7 @@ MORE = {
     "Cache",
     "CacheStats",
     "Change",
+    "ExportReport",
     "FeatureSelection",
     "FeatureType",
     "Features",
@@ -64,6 +65,7 @@ MORE = {
 
 CALLS = [
     "apply",
+    "export_history",
     "get_historical_features",
     "get_online_features",
     "get_view",

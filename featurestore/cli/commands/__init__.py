@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from featurestore.cli.commands.demo import demo
+from featurestore.cli.commands.export import export
 from featurestore.cli.commands.ingest import ingest
 from featurestore.cli.commands.keys import keys
 from featurestore.cli.commands.ledger import loads, status, undo
@@ -23,6 +24,7 @@ COMMANDS: tuple[click.Command, ...] = (
     materialize,
     online,
     training_set,
+    export,
     loads,
     undo,
     status,
