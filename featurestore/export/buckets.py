@@ -8,6 +8,7 @@ function. Everything is done modulo 2**64, a column at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
@@ -68,6 +69,8 @@ def _zero(kind: FeatureType) -> Any:
         return pa.scalar(b"", kind.arrow)
     if kind == Bool:
         return pa.scalar(False, kind.arrow)
+    if isinstance(kind, DecimalType):
+        return pa.scalar(Decimal(0), kind.arrow)
     return pa.scalar(0, pa.int32() if kind == Date else pa.int64()).cast(kind.arrow)
 
 

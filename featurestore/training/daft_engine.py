@@ -71,7 +71,6 @@ async def join_exports(
     *,
     as_of: Mapping[str, AsOf] | None = None,
     known_by_created: bool = False,
-    one_file: bool = False,
 ) -> JoinedFiles:
     """Join ``entities`` with the copies of the request's views into the folder ``target``.
 
@@ -92,7 +91,7 @@ async def join_exports(
         path, columns = await asyncio.to_thread(_placed, entities, folder)
         outputs = [(output.name, output.join, output.position) for output in request.outputs]
         address = cluster_address()
-        plan = Plan(str(path), str(folder), joins, outputs, one_file, address, str(scratch))
+        plan = Plan(str(path), str(folder), joins, outputs, address, str(scratch))
         files = await run_job(plan)
         if path.parent == folder:
             await asyncio.to_thread(path.unlink)

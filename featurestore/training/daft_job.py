@@ -62,7 +62,6 @@ class Plan:
     target: str
     joins: Sequence[JoinPlan]
     outputs: Sequence[tuple[str, int, int]]
-    one_file: bool
     address: str | None
     scratch: str
 
@@ -103,7 +102,7 @@ def _run(plan: Plan) -> list[str]:
     try:
         daft.set_runner_ray(noop_if_initialized=True)
         joined = joined_rows(plan)
-        written = joined.write_parquet(plan.target, single_file=plan.one_file)
+        written = joined.write_parquet(plan.target)
         return [str(path) for path in written.to_pydict()["path"]]
     finally:
         ray.shutdown()

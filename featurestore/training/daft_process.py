@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import sys
 from typing import Any
@@ -56,7 +57,7 @@ async def run_job(plan: Plan) -> list[str]:
         stdin=pipe,
         stdout=pipe,
         stderr=pipe,
-        env=_environment(),
+        env=_environment(plan),
         start_new_session=True,
     )
     try:
@@ -77,11 +78,14 @@ async def run_job(plan: Plan) -> list[str]:
     return list(answer["files"])
 
 
-def _environment() -> dict[str, str]:
+def _environment(plan: Plan) -> dict[str, str]:
     """What the job's process is started with: nothing is drawn or sent home, and Ray makes no
     environment per worker where the program was started by uv. What the user has set stands."""
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "DO_NOT_TRACK": "1", "DAFT_PROGRESS_BAR": "0"}
     local = {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_prestart_worker_first_driver": "0"}
+    if plan.address is None:
+        # Its ports are open to the network; without a token of ours Ray puts one into the home.
+        local |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     return {**quiet, **local, **os.environ, "PYTHONWARNINGS": "ignore"}
 
 
