@@ -82,7 +82,7 @@ async def join_exports(
 
     A call that fails or is cancelled ends the job and leaves no ``target``.
     """
-    check_installed()
+    await asyncio.to_thread(check_installed)
     folder = _absolute(target)
     joins = await asyncio.to_thread(
         lambda: [_join_plan(copies, join, as_of or {}, known_by_created) for join in request.joins]
