@@ -33,6 +33,7 @@ from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import (
     CacheStats,
+    ExportReport,
     GatherStats,
     IngestReport,
     Load,
@@ -86,6 +87,7 @@ __all__ = [
     "DefinitionError",
     "Entity",
     "Explanation",
+    "ExportReport",
     "FeatureRepository",
     "FeatureSelection",
     "FeatureService",

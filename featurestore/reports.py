@@ -252,6 +252,37 @@ def _keys(count: int) -> str:
 
 
 @dataclass(frozen=True)
+class ExportReport:
+    """What an export of a view's history did to its copy in the folder ``path``.
+
+    ``rows_added`` rows came in, ``rows_removed`` were taken out: undone or erased since. The copy
+    has ``rows`` then, and is as the store was at ``mark``. ``files_written`` data files are new;
+    ``files_rewritten`` are gone, since rows of theirs had to go or they were small. ``remade`` says
+    that all of it was written anew: the view's columns had changed. ``seconds`` is wall time.
+    """
+
+    view: str
+    path: str
+    rows_added: int
+    rows_removed: int
+    files_written: int
+    files_rewritten: int
+    mark: str
+    seconds: float
+    rows: int
+    remade: bool = False
+
+    def __str__(self) -> str:
+        anew = ", all of it anew" if self.remade else ""
+        return (
+            f"{self.view}: {self.rows_added:,} rows added, {self.rows_removed:,} removed in "
+            f"{self.seconds:.2f} s{anew}; {self.rows:,} in {self.path}\n"
+            f"{self.files_written:,} files written, {self.files_rewritten:,} replaced; "
+            f"mark {self.mark}"
+        )
+
+
+@dataclass(frozen=True)
 class QuarantinedRow:
     """A rejected row that was set aside: where it stood, why, and its values as text."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from featurestore.definitions import (
     check_name,
 )
 from featurestore.errors import DefinitionError
+from featurestore.export.run import export_history
 from featurestore.historical import ViewName, view_name
 from featurestore.online.cache import LIVE, Cache, CachedRows
 from featurestore.online.gather import Reads
@@ -30,6 +32,7 @@ from featurestore.online.keys import Key
 from featurestore.online.plan import OnlinePlan
 from featurestore.online.shape import FoundRow
 from featurestore.reports import (
+    ExportReport,
     Load,
     MaterializeReport,
     QuarantinedRow,
@@ -308,6 +311,19 @@ class FeatureStore(Calls):
             catalog = await self._context.catalog(session)
             name = (await ledger.find_load(session, catalog, load_id))[0].name
         return await self._undo(name, load_id)
+
+    async def export_history(
+        self, view: ViewName, path: str | os.PathLike[str], *, buckets: int | None = None
+    ) -> ExportReport:
+        """Write a Parquet copy of a view's history into a folder, or bring the one that is there
+        up to date: rows that came since are added, those undone or erased are taken out.
+
+        Each row is in it once. The rows of a key are in one of ``buckets`` parts of the copy, 16
+        where nothing is said, which stays as the first export has it. An export that fails or is
+        killed leaves the copy as it was. :class:`SourceError` where the folder has anything else,
+        cannot be written, or another export into it is under way.
+        """
+        return await export_history(self._context, view_name(view), path, buckets)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -37,6 +37,7 @@ from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures
 from featurestore.portal import entered, feed, iterate, portal
 from featurestore.reports import (
+    ExportReport,
     IngestReport,
     Load,
     MaterializeReport,
@@ -347,6 +348,12 @@ class FeatureStore(_Calls):
     def undo_load(self, load_id: int) -> UndoReport:
         """See :meth:`featurestore.FeatureStore.undo_load`."""
         return portal.call(self._async.undo_load(load_id))
+
+    def export_history(
+        self, view: ViewName, path: str | os.PathLike[str], *, buckets: int | None = None
+    ) -> ExportReport:
+        """See :meth:`featurestore.FeatureStore.export_history`."""
+        return portal.call(self._async.export_history(view, path, buckets=buckets))
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:

@@ -21,6 +21,7 @@ import pyarrow as pa
 from featurestore.errors import SourceError
 from featurestore.ingest.decode import BATCH_ROWS, Chunks, Decoder, Limits, RowGroup
 from featurestore.ingest.footer import Footer, read_footer
+from featurestore.ingest.probes import KNOWN_CODECS
 from featurestore.ingest.ranges import RangeReader
 
 __all__ = [
@@ -67,6 +68,11 @@ def plan_chunks(footer: Footer, columns: Sequence[str], name: str, size: int) ->
         chunks = tuple(group.chunks[position] for position in positions)
         if any(chunk.offset + chunk.length > size for chunk in chunks):
             raise SourceError(f"{name} is damaged: row group {index} lies outside of the file.")
+        if unknown := {chunk.codec for chunk in chunks} - KNOWN_CODECS:
+            raise SourceError(
+                f"{name}: row group {index} is compressed in a way that is not known here "
+                f"(Parquet's number {min(unknown)})."
+            )
         plan.append(Chunks(index, group.rows, chunks))
     return plan
 

@@ -32,6 +32,10 @@ _CODECS = {
 }
 _HADOOP_LZ4 = 5
 
+KNOWN_CODECS = frozenset({0, *_CODECS})
+"""Parquet's numbers of what a page may be compressed by; 0 is not at all. Some versions of Arrow
+take any other one for that."""
+
 
 def decompressed(codec: int, body: Any, size: int) -> pa.Buffer:
     """The ``size`` bytes that ``body`` was compressed from, by Parquet's number of the codec."""

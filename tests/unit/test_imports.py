@@ -21,7 +21,7 @@ LAYERS = [
     ["definitions", "reports"],
     ["storage"],
     ["context", "selection"],
-    ["ingest", "online"],
+    ["export", "ingest", "online"],
     ["portal", "training"],
     ["repository", "wire"],
     ["historical"],

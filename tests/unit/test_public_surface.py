@@ -52,6 +52,7 @@ MORE = {
     "Candidate",
     "Change",
     "Explanation",
+    "ExportReport",
     "FeatureSelection",
     "FeatureType",
     "Features",
@@ -74,6 +75,7 @@ MORE = {
 CALLS = [
     "apply",
     "explain",
+    "export_history",
     "get_historical_features",
     "get_online_features",
     "get_view",

@@ -6,6 +6,7 @@ import click
 
 from featurestore.cli.commands.demo import demo
 from featurestore.cli.commands.explaining import explain
+from featurestore.cli.commands.export import export
 from featurestore.cli.commands.ingest import ingest
 from featurestore.cli.commands.keys import keys
 from featurestore.cli.commands.ledger import loads, status, undo
@@ -25,6 +26,7 @@ COMMANDS: tuple[click.Command, ...] = (
     online,
     training_set,
     explain,
+    export,
     loads,
     undo,
     status,

@@ -1,0 +1,40 @@
+"""featurestore export: a copy of history from the shell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from cli_helpers import Run
+
+from featurestore.export.copy import read_copy
+
+
+def test_a_copy_is_made_and_brought_up_to_date(run: Run, loaded: Path, folder: Path) -> None:
+    done = run("export", "driver_stats", "copy", "--buckets", "3")
+    assert done.out == ""
+    first, second = done.err.splitlines()
+    assert re.fullmatch(
+        r"driver_stats: 12 rows added, 0 removed in \d+\.\d\d s; 12 in .*/copy", first
+    )
+    assert second.startswith("3 files written, 0 replaced; mark ")
+    run("undo", "1")
+    report = run("export", "driver_stats", "copy", "--json").json
+    assert (report["rows_added"], report["rows_removed"], report["rows"]) == (0, 12, 0)
+    assert report["path"] == str(folder / "copy")
+    run("ingest", "driver_stats")
+    assert run("export", "driver_stats", "copy", "--json").json["rows_added"] == 12
+    copy = read_copy(folder / "copy")
+    assert copy is not None
+    rows = sum(pq.read_metadata(folder / "copy" / file.path).num_rows for file in copy.files)
+    assert rows == 12
+
+
+def test_what_cannot_be_is_told_in_a_line(run: Run, loaded: Path, folder: Path) -> None:
+    (folder / "full").mkdir()
+    (folder / "full" / "notes.txt").write_text("mine")
+    assert "it has 'notes.txt'" in run("export", "driver_stats", "full", status=1).err
+    assert "Did you mean 'driver_stats'?" in run("export", "driver_stat", "copy", status=1).err
+    assert "from 1 to 512" in run("export", "driver_stats", "c", "--buckets", "0", status=1).err
+    run("export", "driver_stats", status=2)
