@@ -52,12 +52,20 @@ async def choose_engine(
 ) -> EngineChoice:
     """The engine to use: the one that was asked for, or the cheapest that can answer."""
     if engine != "auto":
-        if engine == "sql" and question.from_source:
+        if engine != "duckdb" and question.from_source:
             raise DefinitionError(
-                "engine='sql' joins what is in the database; with read_from='source' the engine is "
-                "'duckdb', or 'auto'."
+                f"engine={engine!r} joins what was loaded; with read_from='source' the engine is "
+                f"'duckdb', or 'auto'."
             )
-        return EngineChoice(engine, "it was asked for")
+        if engine != "daft":
+            return EngineChoice(engine, "it was asked for")
+        if question.inside:
+            raise DefinitionError(
+                "engine='daft' joins copies of history, which lack what a transaction has written."
+            )
+        assert question.mark is not None
+        when = f"{question.mark.at:%Y-%m-%d %H:%M:%S} UTC"
+        return EngineChoice(engine, f"it was asked for; it sees history as of {when}")
     if question.from_source:
         return EngineChoice("duckdb", "it is the one that joins files")
     if not has_duckdb():

@@ -20,11 +20,11 @@ from featurestore.export.copy import Copy, read_copy
 from featurestore.selection import Join, Request
 from featurestore.storage.marks import Ranges
 from featurestore.storage.waiting import uninterrupted
-from featurestore.training.daft_job import JoinPlan, Plan, arrival_column
+from featurestore.training.daft_job import JoinPlan, Plan, arrival_column, leak_column
 from featurestore.training.daft_process import check_installed, cluster_address, run_job
 from featurestore.training.latest import MICROSECOND
 from featurestore.training.rule import ROW
-from featurestore.types import Int64
+from featurestore.types import Bool, Int64
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class JoinedFiles:
     ordered by ``__row``.
 
     ``schema`` has the entity table's columns, the outputs, and ``__arrival_0``, ``__arrival_1`` …
-    for each join: the arrival of the row that was found, null where there was none. ``matched``
+    for each join: the arrival of the row that was found, null where there was none. ``__leaked_0``
+    … say whether the plain rule's row was created after the entity row's time. ``matched``
     counts the rows that found one, by join. A file may spell a type in another way (large_string
     for string): :meth:`batches` gives those of the schema.
     """
@@ -168,10 +169,10 @@ def _placed(
 
 def _schema(columns: Sequence[pa.Field], request: Request) -> pa.Schema:
     outputs = [pa.field(output.name, output.type.arrow) for output in request.outputs]
-    arrivals = [
-        pa.field(arrival_column(number), Int64.arrow) for number in range(len(request.joins))
-    ]
-    return pa.schema([*columns, *outputs, *arrivals])
+    joins = range(len(request.joins))
+    arrivals = [pa.field(arrival_column(number), Int64.arrow) for number in joins]
+    leaks = [pa.field(leak_column(number), Bool.arrow) for number in joins]
+    return pa.schema([*columns, *outputs, *arrivals, *leaks])
 
 
 # --- folders --------------------------------------------------------------------------------

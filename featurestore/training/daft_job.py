@@ -16,9 +16,11 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from featurestore.export.buckets import bucket_of
 from featurestore.export.removals import among
@@ -80,6 +82,12 @@ def arrival_column(join: int) -> str:
     return f"{ARRIVAL}_{join}"
 
 
+def leak_column(join: int) -> str:
+    """The answer's column that says whether the plain rule's row was created after the entity
+    row's time."""
+    return f"__leaked_{join}"
+
+
 def main() -> None:
     """Carry out the plan on standard input."""
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -119,8 +127,8 @@ def joined_rows(plan: Plan) -> Any:
     for number, join in enumerate(plan.joins):
         joined = joined.join(_found(entities, join, number), on=ROW, how="left")
     outputs = [col(_feature(join, position)).alias(name) for name, join, position in plan.outputs]
-    arrivals = [col(arrival_column(number)) for number in range(len(plan.joins))]
-    return joined.select(*(col(name) for name in names), *outputs, *arrivals).sort(ROW)
+    told = [col(name(n)) for name in (arrival_column, leak_column) for n in range(len(plan.joins))]
+    return joined.select(*(col(name) for name in names), *outputs, *told).sort(ROW)
 
 
 def _feature(join: int, position: int) -> str:
@@ -135,7 +143,7 @@ def _found(entities: Any, join: JoinPlan, number: int) -> Any:
     columns = [column for _, column, _ in join.keys]
     kinds = [parse_type(kind) for _, _, kind in join.keys]
     buckets = join.buckets
-    fields = {ROW: pa.int64(), arrival_column(number): pa.int64()}
+    fields = {ROW: pa.int64(), arrival_column(number): pa.int64(), leak_column(number): pa.bool_()}
     for position, (_, kind) in enumerate(join.features):
         fields[_feature(number, position)] = parse_type(kind).arrow
     struct = DataType.struct(
@@ -168,21 +176,27 @@ def _found(entities: Any, join: JoinPlan, number: int) -> Any:
 def find_in_bucket(
     join: JoinPlan, bucket: int, keys: Sequence[pa.Array], at: pa.Array
 ) -> list[pa.Array]:
-    """The arrival and the features of the row that each entity row of a bucket finds."""
+    """The arrival of the row that each entity row of a bucket finds, whether the plain rule's was
+    created too late, and the features."""
     history = _read(join, bucket)
     kinds = [parse_type(kind) for _, _, kind in join.keys]
     wanted = [key.cast(kind.arrow) for key, kind in zip(keys, kinds, strict=True)]
-    index = latest(
+    find = partial(
+        latest,
         history,
         [name for name, _, _ in join.keys],
         wanted,
         at,
         ttl=None if join.ttl is None else join.ttl * MICROSECOND,
-        known_by_created=join.known_by_created,
     )
+    index = plain = find()
+    if join.known_by_created:
+        index = find(known_by_created=True)
+    created = history.column(CREATED).take(plain)
+    leaked = pc.fill_null(pc.greater(created, at), False)
     names = [ARRIVAL, *(name for name, _ in join.features)]
-    found = history.select(names).take(index).combine_chunks()
-    return [_array(column) for column in found.columns]
+    arrivals, *features = history.select(names).take(index).combine_chunks().columns
+    return [_array(arrivals), _array(leaked), *map(_array, features)]
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
@@ -191,7 +205,6 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 def _read(join: JoinPlan, bucket: int) -> pa.Table:
     """What a bucket of the copy has that counts: only the columns that are needed."""
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     keys = {name: parse_type(kind).arrow for name, _, kind in join.keys}

@@ -86,7 +86,8 @@ async def open_entities(
     else:
         is_table = isinstance(entity_df, pa.Table)
         table = await beside(is_table, read_entities, entity_df, limit)
-    return await beside(is_small(table), _prepare, table, source, request, timestamp_column, limit)
+    small = is_small(table, limit)
+    return await beside(small, prepare_entities, table, request, timestamp_column, source, limit)
 
 
 # --- reading --------------------------------------------------------------------------------
@@ -206,9 +207,14 @@ def _iso_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 # --- checking -------------------------------------------------------------------------------
 
 
-def _prepare(
-    table: pa.Table, source: str | None, request: Request, timestamp_column: str, limit: int
+def prepare_entities(
+    table: pa.Table,
+    request: Request,
+    timestamp_column: str,
+    source: str | None = None,
+    limit: int = IN_MEMORY_BYTES,
 ) -> Entities:
+    """Check an entity table, and make its keys and times ready; see :func:`open_entities`."""
     types = {**request.key_columns, timestamp_column: Timestamp}
     if table.num_columns == 0:  # a list of no rows says nothing of columns
         table = pa.table({name: pa.nulls(0, kind.arrow) for name, kind in types.items()})

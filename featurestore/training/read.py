@@ -18,6 +18,7 @@ from featurestore.storage.marks import Mark, Removal, removed_since, unseen
 from featurestore.storage.session import Session
 from featurestore.training.asked import Asked, resolve_mark
 from featurestore.training.assembly import Assembly, JoinSum
+from featurestore.training.cluster import Copies, find_copies, join_on_cluster, mark_of
 from featurestore.training.cost import choose_engine
 from featurestore.training.digest import table_digest
 from featurestore.training.duckdb_join.engine import join_in_duckdb
@@ -34,10 +35,8 @@ from featurestore.training.report import EngineChoice, Report, TrainingPlan
 from featurestore.training.rule import Matched, Question
 from featurestore.training.spool import Collected
 from featurestore.training.sql import join_in_database
-from featurestore.training.threads import beside, is_small
+from featurestore.training.threads import FEW_COLUMNS, beside, is_small
 from featurestore.training.training_set import TrainingSet
-
-_FEW_COLUMNS = 64
 
 
 @dataclass
@@ -52,12 +51,14 @@ class Reading:
     memory: Memory
     assembly: Assembly
     removals: list[Removal]
+    copies: Copies
     started: float
 
     @property
     def small(self) -> bool:
         """Whether the entity rows are few and narrow."""
-        return is_small(self.entities.table) and len(self.assembly.schema) <= _FEW_COLUMNS
+        narrow = len(self.assembly.schema) <= FEW_COLUMNS
+        return narrow and is_small(self.entities.table, self.memory.results)
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in the order of the entity rows."""
@@ -76,9 +77,13 @@ class Reading:
         return aclosing(self._answers()) if self.small else ahead(self._answers())
 
     def _answers(self) -> AsyncGenerator[list[Matched], None]:
-        if self.question.report.choice.engine == "duckdb":
-            return join_in_duckdb(self.session, self.entities, self.question, self.memory)
-        return join_in_database(self.session, self.entities, self.question)
+        match self.question.report.choice.engine:
+            case "duckdb":
+                return join_in_duckdb(self.session, self.entities, self.question, self.memory)
+            case "daft":
+                return join_on_cluster(self.entities, self.question, self.copies)
+            case _:
+                return join_in_database(self.session, self.entities, self.question)
 
     async def result(self, table: pa.Table) -> TrainingSet:
         """The training set of ``table``, which has all of the rows, or only their columns."""
@@ -159,18 +164,15 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
     inside = isinstance(context, TransactionContext)
     async with context.reading_marked(names) as (session, catalog, now):
         request = asked.find(catalog)
-        mark = await resolve_mark(session, asked.as_of)
-        if mark is None and not inside:  # a transaction's own writes have no mark
-            mark = now
-        question = await _question(session, asked, request, mark, inside=inside)
+        state = await _state_to_read(session, asked, request, None if inside else now)
+        question = await _question(session, asked, request, state, inside=inside)
         removals: list[Removal] = []
-        if question.as_of and question.mark is not None:
-            removals = await removed_since(session, question.mark, question.hidden)
+        if state.cut and state.mark is not None:
+            removals = await removed_since(session, state.mark, question.hidden)
         entities = await open_entities(
             session, entity_df, request, asked.timestamp_column, memory.results
         )
-        choice = await choose_engine(session, entities, question, asked.engine)
-        question.report.choice = choice
+        question.report.choice = await choose_engine(session, entities, question, asked.engine)
         types = asked.types or tuple(output.type.arrow for output in request.outputs)
         yield Reading(
             project=context.project,
@@ -181,23 +183,44 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
             memory=memory,
             assembly=Assembly(entities, request, types),
             removals=removals,
+            copies=state.copies,
             started=started,
         )
 
 
+@dataclass(frozen=True)
+class _State:
+    """The state of the store that is read; ``cut`` where it is not the present one."""
+
+    mark: Mark | None
+    cut: bool
+    copies: Copies
+
+
+async def _state_to_read(
+    session: Session, asked: Asked, request: Request, now: Mark | None
+) -> _State:
+    """``now`` is None in a transaction, whose own writes have no mark."""
+    mark = await resolve_mark(session, asked.as_of)
+    if asked.engine != "daft":
+        return _State(mark or now, mark is not None, {})
+    copies = await find_copies(session, request)
+    return _State(mark_of(copies, mark), True, copies)
+
+
 async def _question(
-    session: Session, asked: Asked, request: Request, mark: Mark | None, *, inside: bool
+    session: Session, asked: Asked, request: Request, state: _State, *, inside: bool
 ) -> Question:
     hidden = {}
-    if asked.as_of is not None and mark is not None:
+    if state.cut and state.mark is not None:
         for join in request.joins:
             if join.view.id not in hidden:
-                hidden[join.view.id] = await unseen(session, mark, join.view.id)
+                hidden[join.view.id] = await unseen(session, state.mark, join.view.id)
     return Question(
         request=request,
         report=Report(EngineChoice("sql", ""), asked.progress),
-        mark=mark,
-        as_of=asked.as_of is not None,
+        mark=state.mark,
+        as_of=state.cut,
         hidden=hidden,
         known=asked.known_by is not None,
         inside=inside,

@@ -9,13 +9,16 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_FEW_BYTES = 256 * 1024
-_FEW_COLUMNS = 64
+FEW_BYTES = 256 * 1024
+FEW_COLUMNS = 64
+"""What is small: a wide table has a price per column."""
 
 
-def is_small(table: Any) -> bool:
-    """Whether a pass over an Arrow table takes a fraction of a millisecond."""
-    return bool(table.nbytes <= _FEW_BYTES and table.num_columns <= _FEW_COLUMNS)
+def is_small(table: Any, limit: int = FEW_BYTES) -> bool:
+    """Whether a pass over an Arrow table takes a fraction of a millisecond, and it has room in
+    ``limit`` bytes of memory."""
+    few = table.nbytes <= FEW_BYTES <= limit
+    return bool(few and table.num_columns <= FEW_COLUMNS)
 
 
 async def beside(small: bool, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
