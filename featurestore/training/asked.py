@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.selection import Features, Request, resolve
-from featurestore.storage.marks import Mark, mark_at, take_mark
+from featurestore.storage.marks import Mark, check_mark, mark_at, take_mark
 from featurestore.storage.registry import Catalog
 from featurestore.storage.session import Session
 from featurestore.training.memory import Memory
@@ -98,6 +98,7 @@ async def resolve_mark(session: Session, as_of: AsOf, *, inside: bool) -> Mark |
     if isinstance(as_of, str):
         as_of = Mark.parse(as_of)
     if isinstance(as_of, Mark):
+        await check_mark(session, as_of)
         return as_of
     if as_of is not None:
         try:

@@ -126,14 +126,23 @@ class Reading:
             leaked=one.leaked,
             arrivals=one.arrivals.hexdigest(),
             blocks=block_ranges(one.blocks),
+            values=None
+            if one.values is None
+            else " ".join(digest.hexdigest() for _, digest in sorted(one.values.items())),
         )
 
 
 def _warning(removal: Removal) -> str:
+    when = f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+    if removal.field is not None:
+        return (
+            f"field {removal.field} has since been dropped or narrowed, at {when}: its values are "
+            f"not those that were there at the mark"
+        )
     what = "an erasure" if removal.load_id is None else f"undoing load {removal.load_id}"
     return (
         f"{what} has since taken {removal.rows_removed:,} rows out that were there at the mark, at "
-        f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+        f"{when}"
     )
 
 
@@ -152,7 +161,12 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
         question = await _question(session, asked, request, inside=inside)
         removals: list[Removal] = []
         if question.as_of and question.mark is not None:
-            removals = await removed_since(session, question.mark, question.hidden)
+            asked_of = {(one.view.id, feature) for one in request.joins for feature in one.features}
+            removals = [
+                one
+                for one in await removed_since(session, question.mark, question.hidden)
+                if one.field is None or (one.view_id, one.field) in asked_of
+            ]
         entities = await open_entities(
             session, entity_df, request, asked.timestamp_column, memory.results
         )
@@ -166,7 +180,7 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
             question=question,
             entities=entities,
             memory=memory,
-            assembly=Assembly(entities, request, types),
+            assembly=Assembly(entities, request, types, question.from_source),
             removals=removals,
             started=started,
         )
