@@ -53,26 +53,34 @@ class ValuesDigest:
     def _add(self, place: str, array: pa.Array) -> None:
         """Take in an array: which values are there, then those that are."""
         array = _plain(array)
-        self._put(f"{place}?", _buffer(pc.cast(array.is_valid(), pa.uint8()), 1))
-        array = array.drop_null()
         kind = array.type
+        self._put(f"{place}?", _buffer(pc.cast(array.is_valid(), pa.uint8()), 1))
         if pa.types.is_null(kind):
             return
+        if pa.types.is_struct(kind):
+            # Null where the whole is: what lies below a null is not part of it.
+            for index, column in enumerate(array.flatten()):
+                self._add(f"{place}.{index}", column)
+        elif _is_list(kind):
+            lengths = pc.cast(pc.list_value_length(array).drop_null(), pa.int64())
+            self._put(f"{place}#", _buffer(lengths, 8))
+            self._add(f"{place}[]", array.flatten())
+        elif pa.types.is_union(kind):  # without a layout of its own, and rare
+            self._put(place, b"".join(f"{value!r};".encode() for value in array.to_pylist()))
+        else:
+            self._add_plain(place, array.drop_null())
+
+    def _add_plain(self, place: str, array: pa.Array) -> None:
+        """Take in values that are all there, and no columns or lists."""
+        kind = array.type
         if pa.types.is_boolean(kind):
             self._put(place, _buffer(pc.cast(array, pa.uint8()), 1))
-        elif pa.types.is_struct(kind):
-            for index in range(kind.num_fields):
-                self._add(f"{place}.{index}", pc.struct_field(array, [index]))
         elif _is_text(kind):
             large = array.cast(pa.large_binary())
             self._put(f"{place}#", _buffer(pc.binary_length(large), 8))
             _, offsets, data = large.buffers()
             first, last = _edges(large, offsets)
             self._put(place, memoryview(data)[first:last] if data is not None else b"")
-        elif pa.types.is_map(kind) or _is_list(kind):
-            lengths = pc.cast(pc.list_value_length(array), pa.int64())
-            self._put(f"{place}#", _buffer(lengths, 8))
-            self._add(f"{place}[]", array.flatten())
         else:
             self._put(place, _buffer(array, kind.byte_width))
 
@@ -108,19 +116,29 @@ def _plain(array: pa.Array) -> pa.Array:
             array = array.dictionary_decode()
         elif pa.types.is_run_end_encoded(kind):
             array = pc.run_end_decode(array)
+        elif pa.types.is_map(kind):
+            array = array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+        elif _is_view_of_lists(kind):
+            large = pa.types.is_large_list_view(kind)
+            array = array.cast((pa.large_list if large else pa.list_)(kind.value_field))
+        elif pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+            array = array.cast(pa.large_binary())
         else:
             return array
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
     large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-    return bool(views or large or pa.types.is_string(kind) or pa.types.is_binary(kind))
+    return bool(large or pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
     large = pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(large or pa.types.is_list(kind))
+
+
+def _is_view_of_lists(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _edges(array: pa.Array, offsets: pa.Buffer) -> tuple[int, int]:
