@@ -113,6 +113,9 @@ def _plain(array: pa.Array) -> pa.Array:
         if isinstance(kind, pa.BaseExtensionType):
             array = array.storage
         elif pa.types.is_dictionary(kind):
+            if _is_view(kind.value_type):  # which Arrow cannot take from by position
+                words = array.dictionary.cast(pa.large_binary())
+                array = pa.DictionaryArray.from_arrays(array.indices, words)
             array = array.dictionary_decode()
         elif pa.types.is_run_end_encoded(kind):
             array = pc.run_end_decode(array)
@@ -121,7 +124,7 @@ def _plain(array: pa.Array) -> pa.Array:
         elif _is_view_of_lists(kind):
             large = pa.types.is_large_list_view(kind)
             array = array.cast((pa.large_list if large else pa.list_)(kind.value_field))
-        elif pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        elif _is_view(kind):
             array = array.cast(pa.large_binary())
         else:
             return array
@@ -135,6 +138,10 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_list(kind: pa.DataType) -> bool:
     large = pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(large or pa.types.is_list(kind))
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 def _is_view_of_lists(kind: pa.DataType) -> bool:

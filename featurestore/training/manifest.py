@@ -181,7 +181,7 @@ def _of_parquet(path: str) -> Manifest:
         table = file.read(columns).select(columns)
     table = table.cast(_schema_as_given(kept, table.schema))
     given = {key: value for key, value in (schema.metadata or {}).items() if key != PARQUET_KEY}
-    return replace(manifest, entity_table=table.replace_schema_metadata(given))
+    return replace(manifest, entity_table=table.replace_schema_metadata(given or None))
 
 
 def _schema_as_given(kept: Mapping[bytes, bytes], read: pa.Schema) -> pa.Schema:

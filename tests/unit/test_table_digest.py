@@ -111,6 +111,8 @@ def test_how_values_are_coded_does_not_matter(values: list[str | None], cut: int
     plain = pa.array(values, pa.string())
     coded = plain.dictionary_encode()
     assert named(coded) == named(plain)
+    views = pa.DictionaryArray.from_arrays(coded.indices, coded.dictionary.cast(pa.string_view()))
+    assert named(views) == named(plain.cast(pa.string_view()))
     other = pa.DictionaryArray.from_arrays(
         pa.array([None if v is None else 4 - TEXT_LIST.index(v) for v in values], pa.int8()),
         pa.array(TEXT_LIST[::-1]),
