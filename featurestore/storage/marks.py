@@ -25,7 +25,7 @@ Ranges = Sequence[tuple[int, int]]
 """Ranges of arrivals, both ends inclusive."""
 
 
-_OPTIONS = ("snapshot", "since", "in_flight", "partial")
+_OPTIONS = ("newest", "snapshot", "since", "in_flight", "partial")
 _MOST = 2**63 - 1
 
 
@@ -36,8 +36,9 @@ class Mark:
     On PostgreSQL ``snapshot`` says which transactions were, as ``pg_current_snapshot`` has it; it
     is no matter of loads before the number ``since``, which another server may have written.
     ``in_flight`` are the numbers of loads that are known to have been. Of each load in ``partial``
-    the rows up to that arrival were there. ``str(mark)`` and :meth:`parse` are its way through
-    files and command lines.
+    the rows up to that arrival were there. ``newest`` is the last load and when it began, in
+    microseconds since 1970: another database has another one. ``str(mark)`` and :meth:`parse` are
+    its way through files and command lines.
     """
 
     arrival: int
@@ -46,9 +47,12 @@ class Mark:
     in_flight: tuple[int, ...] = ()
     partial: tuple[tuple[int, int], ...] = ()
     since: int = 0
+    newest: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         parts = [f"{self.arrival}@{self.at.isoformat()}"]
+        if self.newest is not None:
+            parts.append(f"newest={self.newest[0]}:{self.newest[1]}")
         if self.snapshot is not None:
             parts.append(f"snapshot={self.snapshot}")
         if self.since:
@@ -76,7 +80,11 @@ class Mark:
             pairs = [one.partition(":") for one in _listed(given.get("partial"))]
             partial = tuple((_number(number), _last(last)) for number, _, last in pairs)
             since = _number(given.get("since", "0"))
-            return cls(_number(arrival), moment, snapshot, in_flight, partial, since)
+            newest = None
+            if "newest" in given:
+                number, _, began = given["newest"].partition(":")
+                newest = (_number(number), _number(began))
+            return cls(_number(arrival), moment, snapshot, in_flight, partial, since, newest)
         except (ValueError, OverflowError):
             raise DefinitionError(
                 f"{text!r} is no mark: give what store.mark() or a training set's manifest has."
@@ -139,13 +147,13 @@ class Removal:
 
 async def take_mark(session: Session) -> Mark:
     """The mark of what the session sees. It is in a snapshot, and has written nothing itself."""
-    newest = sa.select(load.c.id, load.c.last_arrival).order_by(load.c.id.desc()).limit(1)
-    last = newest.subquery()
+    last = _newest().subquery()
     removed = sa.select(sa.func.max(removal.c.id)).scalar_subquery()
     parts = sa.select(sa.func.count()).select_from(load).where(*_under_way())
     columns: list[sa.ColumnElement[Any]] = [
         sa.select(last.c.id).scalar_subquery(),
         sa.select(last.c.last_arrival).scalar_subquery(),
+        sa.select(last.c.started_at).scalar_subquery(),
         removed,
         parts.scalar_subquery(),
     ]
@@ -153,11 +161,25 @@ async def take_mark(session: Session) -> Mark:
         columns.append(_current_snapshot())
         columns.append(sa.func.clock_timestamp())
     # One statement: each training set asks for it.
-    number, arrival, taken, partial, *rest = (await session.execute(sa.select(*columns))).one()
+    row = (await session.execute(sa.select(*columns))).one()
+    number, arrival, began, taken, partial, *rest = row
     snapshot, at = rest or (None, await session.dialect.now(session))
     highest = max((number or 0) * BLOCK, arrival or 0, (taken or 0) * BLOCK)
-    mark = Mark(highest, at, snapshot, (), await _partial(session) if partial else ())
+    parts_there = await _partial(session) if partial else ()
+    mark = Mark(highest, at, snapshot, (), parts_there, newest=_witness(number, began))
     return await _settled(session, mark)
+
+
+def _newest() -> sa.Select[Any]:
+    columns = (load.c.id, load.c.last_arrival, load.c.started_at)
+    return sa.select(*columns).order_by(load.c.id.desc()).limit(1)
+
+
+def _witness(number: int | None, began: dt.datetime | None) -> tuple[int, int] | None:
+    if number is None or began is None:
+        return None
+    since = began - dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    return number, since // dt.timedelta(microseconds=1)
 
 
 async def mark_at(session: Session, when: dt.datetime) -> Mark:
@@ -166,14 +188,15 @@ async def mark_at(session: Session, when: dt.datetime) -> Mark:
 
     A load in steps counts with its last step, since the ledger tells of no earlier ones.
     """
-    highest = await _highest(session, when)
+    highest, newest = await _highest(session, when)
     later = (load.c.id <= highest // BLOCK, load.c.finished_at > when)
     in_flight = await session.execute(sa.select(load.c.id).where(*later).order_by(load.c.id))
     partial = await _partial(session, load.c.finished_at <= when)
     snapshot = None
     if not session.dialect.single_writer:
         snapshot = (await session.execute(sa.select(_current_snapshot()))).scalar_one()
-    mark = Mark(highest, when, snapshot, tuple(row.id for row in in_flight), partial)
+    numbers = tuple(row.id for row in in_flight)
+    mark = Mark(highest, when, snapshot, numbers, partial, newest=newest)
     return await _settled(session, mark)
 
 
@@ -181,14 +204,30 @@ def _current_snapshot() -> sa.ColumnElement[str]:
     return sa.cast(sa.func.pg_current_snapshot(), sa.Text)
 
 
-async def _highest(session: Session, when: dt.datetime) -> int:
-    """The highest arrival of what was finished by then: loads, and what took rows out."""
-    newest = sa.select(load.c.id, load.c.last_arrival).where(load.c.finished_at <= when)
-    found = (await session.execute(newest.order_by(load.c.id.desc()).limit(1))).first()
+async def _highest(session: Session, when: dt.datetime) -> tuple[int, tuple[int, int] | None]:
+    """The highest arrival of what was finished by then, loads and what took rows out; and the
+    newest of these loads."""
+    found = (await session.execute(_newest().where(load.c.finished_at <= when))).first()
     removed = sa.select(sa.func.max(removal.c.id)).where(removal.c.removed_at <= when)
-    taken = (await session.execute(removed)).scalar_one() or 0
-    arrival = 0 if found is None else max(found.id * BLOCK, found.last_arrival or 0)
-    return max(arrival, taken * BLOCK)
+    taken = ((await session.execute(removed)).scalar_one() or 0) * BLOCK
+    if found is None:
+        return taken, None
+    arrival = max(found.id * BLOCK, found.last_arrival or 0, taken)
+    return arrival, _witness(found.id, found.started_at)
+
+
+def _under_way() -> tuple[sa.ColumnElement[bool], ...]:
+    # In the words of the index that has just these.
+    return (load.c.rows_read < load.c.rows_total, load.c.undone_at.is_(None))
+
+
+async def _partial(session: Session, *where: sa.ColumnElement[bool]) -> tuple[tuple[int, int], ...]:
+    query = sa.select(load.c.id, load.c.last_arrival).where(*_under_way(), *where)
+    rows = (await session.execute(query.order_by(load.c.id))).all()
+    return tuple(
+        (row.id, row.id * BLOCK - 1 if row.last_arrival is None else row.last_arrival)
+        for row in rows
+    )
 
 
 _ELSEWHERE: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
@@ -218,27 +257,22 @@ async def check_mark(session: Session, mark: Mark) -> None:
         kinds = ("PostgreSQL", "SQLite")
         mine, other = kinds if mark.snapshot is None else reversed(kinds)
         raise DefinitionError(f"The mark is of a {other} database, and this one is {mine}: {mark}")
-    newest = [sa.select(sa.func.max(one.c.id)).scalar_subquery() for one in (load, removal)]
-    numbers = (await session.execute(sa.select(*newest))).one()
+    latest = [sa.select(sa.func.max(one.c.id)).scalar_subquery() for one in (load, removal)]
+    numbers = (await session.execute(sa.select(*latest))).one()
     if mark.arrival // BLOCK > max(number or 0 for number in numbers):
         raise DefinitionError(
             f"The mark is ahead of this store: it is of another database, or of a later state than "
             f"this one has (a backup that was restored, a replica that lags): {mark}"
         )
-
-
-def _under_way() -> tuple[sa.ColumnElement[bool], ...]:
-    # In the words of the index that has just these.
-    return (load.c.rows_read < load.c.rows_total, load.c.undone_at.is_(None))
-
-
-async def _partial(session: Session, *where: sa.ColumnElement[bool]) -> tuple[tuple[int, int], ...]:
-    query = sa.select(load.c.id, load.c.last_arrival).where(*_under_way(), *where)
-    rows = (await session.execute(query.order_by(load.c.id))).all()
-    return tuple(
-        (row.id, row.id * BLOCK - 1 if row.last_arrival is None else row.last_arrival)
-        for row in rows
-    )
+    if mark.newest is None:
+        return
+    number, _ = mark.newest
+    began = sa.select(load.c.started_at).where(load.c.id == number)
+    if _witness(number, (await session.execute(began)).scalar_one_or_none()) != mark.newest:
+        raise DefinitionError(
+            f"The mark is of another database, or of a state that this one was set back from (by "
+            f"restoring a backup): load {number} is another one here: {mark}"
+        )
 
 
 # --- reading by one -------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class Reading:
         """The training set of ``table``, which has all of the rows, or only their columns."""
         request, report = self.question.request, self.question.report
         rows = max(self.assembly.rows, 1)
+        names = {join.view.id: join.view.name for join in request.joins}
         sums = dict(zip(request.joins, self.assembly.sums, strict=True))
         return TrainingSet(
             table,
@@ -87,7 +88,7 @@ class Reading:
                 report.rows,
                 report.seconds,
             ),
-            warnings=tuple(map(_warning, self.removals)),
+            warnings=tuple(_warning(one, names[one.view_id]) for one in self.removals),
         )
 
     def _manifest(self, sums: Mapping[Join, JoinSum]) -> Manifest:
@@ -132,17 +133,17 @@ class Reading:
         )
 
 
-def _warning(removal: Removal) -> str:
+def _warning(removal: Removal, view: str) -> str:
     when = f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
     if removal.field is not None:
         return (
-            f"field {removal.field} has since been dropped or narrowed, at {when}: its values are "
-            f"not those that were there at the mark"
+            f"{view}: field {removal.field} has since been dropped or narrowed, at {when}: its "
+            f"values are not those that were there at the mark"
         )
     what = "an erasure" if removal.load_id is None else f"undoing load {removal.load_id}"
     return (
-        f"{what} has since taken {removal.rows_removed:,} rows out that were there at the mark, at "
-        f"{when}"
+        f"{view}: {what} has since taken {removal.rows_removed:,} rows out that were there at the "
+        f"mark, at {when}"
     )
 
 

@@ -70,6 +70,7 @@ def marks(draw: st.DrawFn) -> fs.Mark:
         tuple(draw(st.lists(NUMBERS, max_size=3))),
         tuple(draw(st.lists(st.tuples(NUMBERS, st.integers(-1, 2**63 - 1)), max_size=2))),
         draw(st.sampled_from([0, 0, 7])),
+        draw(st.none() | st.tuples(NUMBERS, NUMBERS)),
     )
 
 
@@ -90,6 +91,7 @@ AT = "@2024-01-01T00:00:00+00:00"
         f"7{AT};since=1;since=2", f"7{AT};snapshot=", f"7{AT};snapshot=1:2",
         f"7{AT};snapshot=2:1:", f"7{AT};snapshot=1:2:x", f"7{AT};snapshot=1:{10**30}:",
         f"7{AT};in_flight=a", f"7{AT};partial=1", f"7{AT};partial=1:", f"7{AT};partial=1:-2",
+        f"7{AT};newest=1",
     ],
 )  # fmt: skip
 def test_what_is_no_mark_is_told_so(text: str):
@@ -232,7 +234,8 @@ async def test_undo_after_the_mark_is_told(trips: fs.FeatureStore):
     await trips.undo_load(number)
     assert await known(trips, mark) == [10, None, None, None, None]
     [warning] = await warned(trips, mark)
-    assert warning.startswith(f"undoing load {number} has since taken 1 rows out that were there")
+    told = f"driver_stats: undoing load {number} has since taken 1 rows out that were there"
+    assert warning.startswith(told)
 
 
 async def test_a_file_undone_and_loaded_again_is_another_load(
@@ -260,8 +263,8 @@ async def test_an_erasure_after_the_mark_is_told_and_names_nobody(trips: fs.Feat
     assert await known(trips, mark) == [None, 2, None, None, None]
     [warning] = await warned(trips, mark)
     # Of the three rows two were there at the mark.
-    assert warning.startswith("an erasure has since taken 2 rows out")
-    assert "driver" not in warning
+    assert warning.startswith("driver_stats: an erasure has since taken 2 rows out")
+    assert "driver_id" not in warning
     assert await warned(trips, await trips.mark()) == ()
 
 
@@ -396,6 +399,22 @@ async def test_a_mark_ahead_of_the_store_is_refused(trips: fs.FeatureStore):
         await known(trips, replace(mark, arrival=2**63 - 1))
 
 
+async def test_a_mark_of_a_database_with_as_many_loads_is_refused(trips: fs.FeatureStore):
+    """Another one, or this one before it was set back to a backup and written to again."""
+    await push(trips, 1, 10)
+    mark = await trips.mark()
+    assert mark.newest is not None
+    number, began = mark.newest
+    for newest in ((number, began + 1), (number - 1, began), (2**62, began)):
+        with pytest.raises(fs.DefinitionError, match=f"another database.*load {newest[0]} "):
+            await known(trips, replace(mark, newest=newest))
+    for as_of in (mark, (await trips.loads())[-1].finished_at):
+        made = await trips.get_historical_features(entity_rows((1, hour(1))), [VIEW], as_of=as_of)
+        other = replace(made.manifest, mark=replace(made.manifest.mark, newest=(number, began + 1)))
+        with pytest.raises(fs.DefinitionError, match="another database"):
+            await trips.replay(other)
+
+
 async def test_a_mark_of_the_other_kind_of_database_is_refused(trips: fs.FeatureStore):
     mark = await trips.mark()
     turned = replace(mark, snapshot=None if mark.snapshot else "1:1:")
@@ -450,16 +469,18 @@ class Memory:
         self.oracle.rows = kept
 
 
+@pytest.fixture
+async def kinds_store(store: fs.FeatureStore) -> fs.FeatureStore:
+    await store.apply([KINDS[_NUMBER, limited].view for limited in (False, True)])
+    return store
+
+
 @settings(max_examples=25)
 @given(steps=STEPS, limited=st.booleans())
 async def test_each_mark_gives_what_was_there_less_what_was_taken_out_since(
-    store: fs.FeatureStore, tmp_path: Path, steps: Sequence[Any], limited: bool
+    kinds_store: fs.FeatureStore, tmp_path: Path, steps: Sequence[Any], limited: bool
 ):
-    # A view of its own: warnings are of a view, not of keys.
-    example = next_example()
-    kind = KINDS[_NUMBER, limited]
-    kind = replace(kind, view=replace(kind.view, name=f"view_{example}"))
-    await store.apply([kind.view])
+    store, example, kind = kinds_store, next_example(), KINDS[_NUMBER, limited]
     ttl = TTL if limited else None
     oracle, numbers, memories = Oracle(FEATURES, ttl=ttl), {}, []
     for step in [*steps, Batch(WAYS[0], (Draft((1,), BASE, dict.fromkeys(FEATURES)),))]:
