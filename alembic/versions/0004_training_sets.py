@@ -42,6 +42,7 @@ def upgrade() -> None:
         sa.Column("id", big, autoincrement=False, nullable=False),
         sa.Column("view_id", sa.Integer(), nullable=False),
         sa.Column("load_id", sa.BigInteger()),
+        sa.Column("field", sa.Text()),
         sa.Column("arrivals", sa.JSON(), nullable=False),
         sa.Column("rows_removed", sa.BigInteger(), nullable=False),
         sa.Column("removed_at", sa.DateTime(timezone=True), nullable=False),

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from featurestore.definitions import Definition, Entity, FeatureService, FeatureView, Field
 from featurestore.errors import DefinitionError, FeatureStoreError
 from featurestore.storage import tables
+from featurestore.storage.marks import note_lost_field
 from featurestore.storage.planning import (
     Change,
     Plan,
@@ -284,6 +285,7 @@ class _Work:
     async def _drop_field(self, view: RegisteredView, column: str) -> None:
         where = (tables.field.c.view_id == view.id, tables.field.c.name == column)
         await self.session.execute(tables.field.delete().where(*where))
+        await note_lost_field(self.session, view.id, column)
         for table in self._tables(view):
             await self._operate(lambda op, t=table: op.drop_column(t.name, column))  # type: ignore[misc]
 
@@ -291,6 +293,7 @@ class _Work:
         narrows = not widens(old.type, new.type)
         if narrows:
             await self._check_fit(view, old, new)
+            await note_lost_field(self.session, view.id, new.name)
         if self.session.dialect.single_writer:
             # SQLite's columns hold what they are given: only what narrows is written anew.
             if narrows:

@@ -210,13 +210,15 @@ sa.Index(
 )
 
 removal = sa.Table(
-    # What undo and erasure have taken out of a view's history. Its number is a block of arrivals,
-    # so that it has a place among the loads. Whose rows were erased it does not say.
+    # What undo and erasure have taken out of a view's history, and fields that have lost values.
+    # Its number is a block of arrivals, so that it has a place among the loads. Whose rows were
+    # erased it does not say.
     "featurestore_removal",
     metadata,
     sa.Column("id", _BigId, primary_key=True, autoincrement=False),
     sa.Column("view_id", sa.Integer, nullable=False, index=True),
     sa.Column("load_id", sa.BigInteger),  # of an undo
+    sa.Column("field", sa.Text),  # that was dropped or narrowed
     # Ranges of arrivals, [[first, last], …], both inclusive.
     sa.Column("arrivals", sa.JSON, nullable=False),
     sa.Column("rows_removed", sa.BigInteger, nullable=False),

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.selection import Features, Request, resolve
-from featurestore.storage.marks import Mark, mark_at
+from featurestore.storage.marks import Mark, check_mark, mark_at
 from featurestore.storage.registry import Catalog
 from featurestore.storage.session import Session
 from featurestore.training.memory import Memory
@@ -96,7 +96,9 @@ def names_of(features: Features, catalog: Catalog) -> list[str]:
 async def resolve_mark(session: Session, as_of: AsOf) -> Mark | None:
     """The mark that is asked for."""
     if isinstance(as_of, str):
-        return Mark.parse(as_of)
+        as_of = Mark.parse(as_of)
+    if isinstance(as_of, Mark):
+        await check_mark(session, as_of)
     if as_of is None or isinstance(as_of, Mark):
         return as_of
     try:

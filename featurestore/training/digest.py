@@ -9,14 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 PIECE_ROWS = 65_536
-"""Rows that are hashed together. It is part of what the digest means."""
+"""Rows that are hashed at a time, so that little is held beside them."""
 
 
 class RowsDigest:
     """Names a sequence of nullable int64 values that comes in pieces of any length."""
 
     def __init__(self) -> None:
-        self._hash = hashlib.blake2b(digest_size=20)
+        self._hash = _new_hash()
 
     def add(self, values: pa.Array) -> None:
         # No arrival is below zero.
@@ -24,67 +24,128 @@ class RowsDigest:
         self._hash.update(_buffer(whole, 8))
 
     def hexdigest(self) -> str:
-        return self._hash.hexdigest()
+        return str(self._hash.hexdigest())
+
+
+class ValuesDigest:
+    """Names a sequence of values of any one type that comes in pieces of any length.
+
+    What there is to tell at each level (which values are there, how long they are, the values) is
+    a stream of its own, so that it does not matter where the pieces end.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[str, Any] = {}
+
+    def add(self, array: pa.Array) -> None:
+        self._add("", array)
+
+    def hexdigest(self) -> str:
+        whole = _new_hash()
+        for place, stream in sorted(self._streams.items()):
+            whole.update(f"{place}:{stream.hexdigest()};".encode())
+        return str(whole.hexdigest())
+
+    def _put(self, place: str, data: memoryview | bytes) -> None:
+        if len(data):
+            self._streams.setdefault(place, _new_hash()).update(data)
+
+    def _add(self, place: str, array: pa.Array) -> None:
+        """Take in an array: which values are there, then those that are."""
+        array = _plain(array)
+        kind = array.type
+        self._put(f"{place}?", _buffer(pc.cast(array.is_valid(), pa.uint8()), 1))
+        if pa.types.is_null(kind):
+            return
+        if pa.types.is_struct(kind):
+            # Null where the whole is: what lies below a null is not part of it.
+            for index, column in enumerate(array.flatten()):
+                self._add(f"{place}.{index}", column)
+        elif _is_list(kind):
+            lengths = pc.cast(pc.list_value_length(array).drop_null(), pa.int64())
+            self._put(f"{place}#", _buffer(lengths, 8))
+            self._add(f"{place}[]", array.flatten())
+        elif pa.types.is_union(kind):  # without a layout of its own, and rare
+            self._put(place, b"".join(f"{value!r};".encode() for value in array.to_pylist()))
+        else:
+            self._add_plain(place, array.drop_null())
+
+    def _add_plain(self, place: str, array: pa.Array) -> None:
+        """Take in values that are all there, and no columns or lists."""
+        kind = array.type
+        if pa.types.is_boolean(kind):
+            self._put(place, _buffer(pc.cast(array, pa.uint8()), 1))
+        elif _is_text(kind):
+            large = array.cast(pa.large_binary())
+            self._put(f"{place}#", _buffer(pc.binary_length(large), 8))
+            _, offsets, data = large.buffers()
+            first, last = _edges(large, offsets)
+            self._put(place, memoryview(data)[first:last] if data is not None else b"")
+        else:
+            self._put(place, _buffer(array, kind.byte_width))
 
 
 def table_digest(table: pa.Table) -> str:
     """The digest of a table's columns, names and types included. For a thread."""
-    hashed = hashlib.blake2b(digest_size=20)
+    hashed = _new_hash()
     for field, column in zip(table.schema, table.columns, strict=True):
-        hashed.update(f"{field.name!r}:{_plain_type(field.type)};".encode())
+        values = ValuesDigest()
         for start in range(0, len(column), PIECE_ROWS):
-            piece = column.slice(start, PIECE_ROWS).combine_chunks()
-            if isinstance(piece, pa.ChunkedArray):  # several chunks of more than 2 GB
-                piece = pa.concat_arrays(piece.chunks)
-            _add(hashed, piece)
-    return hashed.hexdigest()
+            for chunk in column.slice(start, PIECE_ROWS).chunks:
+                values.add(chunk)
+        hashed.update(f"{field.name!r}:{_plain_type(field.type)}:{len(column)}:".encode())
+        hashed.update(values.hexdigest().encode())
+    return str(hashed.hexdigest())
+
+
+def _new_hash() -> Any:
+    return hashlib.blake2b(digest_size=20)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
     return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
-def _add(hashed: Any, array: pa.Array) -> None:
-    """Take in an array: which values are there, then those that are."""
-    if isinstance(array.type, pa.BaseExtensionType):
-        array = array.storage
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_run_end_encoded(array.type):
-        array = pc.run_end_decode(array)
-    there = array.is_valid()
-    hashed.update(_buffer(pc.cast(there, pa.uint8()), 1))
-    array = array.drop_null()
-    kind = array.type
-    if pa.types.is_null(kind):
-        return
-    if pa.types.is_boolean(kind):
-        hashed.update(_buffer(pc.cast(array, pa.uint8()), 1))
-    elif pa.types.is_struct(kind):
-        for index in range(kind.num_fields):
-            _add(hashed, pc.struct_field(array, [index]))
-    elif _is_text(kind):
-        large = array.cast(pa.large_binary())
-        _add(hashed, pc.binary_length(large))
-        _, offsets, data = large.buffers()
-        first, last = _edges(large, offsets)
-        hashed.update(memoryview(data)[first:last] if data is not None else b"")
-    elif pa.types.is_map(kind) or _is_list(kind):
-        _add(hashed, pc.list_value_length(array))
-        _add(hashed, array.flatten())
-    else:
-        hashed.update(_buffer(array, kind.byte_width))
+def _plain(array: pa.Array) -> pa.Array:
+    """An array of the same values without a coding around them."""
+    while True:
+        kind = array.type
+        if isinstance(kind, pa.BaseExtensionType):
+            array = array.storage
+        elif pa.types.is_dictionary(kind):
+            if _is_view(kind.value_type):  # which Arrow cannot take from by position
+                words = array.dictionary.cast(pa.large_binary())
+                array = pa.DictionaryArray.from_arrays(array.indices, words)
+            array = array.dictionary_decode()
+        elif pa.types.is_run_end_encoded(kind):
+            array = pc.run_end_decode(array)
+        elif pa.types.is_map(kind):
+            array = array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
+        elif _is_view_of_lists(kind):
+            large = pa.types.is_large_list_view(kind)
+            array = array.cast((pa.large_list if large else pa.list_)(kind.value_field))
+        elif _is_view(kind):
+            array = array.cast(pa.large_binary())
+        else:
+            return array
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    views = pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)
     large = pa.types.is_large_string(kind) or pa.types.is_large_binary(kind)
-    return bool(views or large or pa.types.is_string(kind) or pa.types.is_binary(kind))
+    return bool(large or pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _is_list(kind: pa.DataType) -> bool:
     large = pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     return bool(large or pa.types.is_list(kind))
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_view_of_lists(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _edges(array: pa.Array, offsets: pa.Buffer) -> tuple[int, int]:

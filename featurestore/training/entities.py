@@ -96,6 +96,28 @@ async def open_entities(
 def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
     """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings, a path to Parquet.
     For a thread."""
+    return _usable(_read(entity_df, limit))
+
+
+def _usable(table: pa.Table) -> pa.Table:
+    """The table, its categories of text (as Polars has them) of a type that Arrow can work with:
+    of dictionaries of views it can neither take rows nor write them to Parquet."""
+    for index, field in enumerate(table.schema):
+        kind = field.type
+        if pa.types.is_dictionary(kind) and pa.types.is_string_view(kind.value_type):
+            usable = pa.dictionary(kind.index_type, pa.large_string(), kind.ordered)
+            chunks = [
+                pa.DictionaryArray.from_arrays(
+                    one.indices, one.dictionary.cast(pa.large_string()), ordered=kind.ordered
+                )
+                for one in table.column(index).chunks
+            ]
+            column = pa.chunked_array(chunks, usable)
+            table = table.set_column(index, field.with_type(usable), column)
+    return table
+
+
+def _read(entity_df: Any, limit: int) -> pa.Table:
     if isinstance(entity_df, pa.Table):
         return entity_df
     if isinstance(entity_df, str | os.PathLike):

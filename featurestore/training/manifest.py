@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime as dt
 import hashlib
 import json
@@ -19,10 +20,14 @@ import pyarrow as pa
 from featurestore.definitions import FeatureView
 from featurestore.errors import DefinitionError, SourceError
 from featurestore.storage.marks import Mark, as_ranges
+from featurestore.types import parse_type
 
 FORMAT = 1
 PARQUET_KEY = b"featurestore.manifest"
 """The key under which a training set's Parquet file has its manifest."""
+
+ARROW_KEY = b"ARROW:schema"
+"""The key under which Arrow keeps the columns' types in Parquet files."""
 
 _PACKAGES = ("featurestore", "pyarrow", "sqlalchemy", "asyncpg", "duckdb", "daft")
 
@@ -34,7 +39,8 @@ class ManifestJoin:
     ``columns`` pairs join keys with entity columns, ``types`` names the features' types, ``ttl``
     is the view's as days, seconds and microseconds, and ``version`` names its whole definition.
     ``arrivals`` names the rows that were found, in the order of the entity rows; ``blocks`` are
-    ranges of the blocks of arrivals that these are of.
+    ranges of the blocks of arrivals that these are of. ``values`` names what a view that was read
+    from its files gave, None where its history was read.
     """
 
     view: str
@@ -49,6 +55,7 @@ class ManifestJoin:
     leaked: int
     arrivals: str
     blocks: tuple[tuple[int, int], ...]
+    values: str | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ class Manifest:
                     f"The manifest is of another version of featurestore: "
                     f"{document.get('versions', {}).get('featurestore', 'unknown')}."
                 )
-            return cls(
+            made = cls(
                 **{
                     **document,
                     "mark": None if document["mark"] is None else Mark.parse(document["mark"]),
@@ -113,8 +120,27 @@ class Manifest:
                     "entity_columns": tuple(document["entity_columns"]),
                 }
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            made._check()
+            return made
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise DefinitionError(f"This is no manifest of a training set: {error!r}") from error
+
+    def _check(self) -> None:
+        """Raise where what was read cannot have been written: a damaged file, say."""
+        texts = [self.project, self.timestamp_column, self.entity_digest, *self.entity_columns]
+        for join in self.joins:
+            texts += [join.view, join.name, join.arrivals, *join.features]
+            texts += [name for pair in join.columns for name in pair]
+            if len([parse_type(kind) for kind in join.types]) != len(join.features):
+                raise ValueError("a view has other types than features")
+            if join.ttl is not None:
+                dt.timedelta(*join.ttl)
+            if any(first > last for first, last in join.blocks):
+                raise ValueError("blocks end before they begin")
+        for name, number, position in self.outputs:
+            texts += [name, self.joins[number].features[position]]
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a name is no text")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to a JSON file. It blocks while it writes."""
@@ -145,7 +171,8 @@ def _of_parquet(path: str) -> Manifest:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        text = (file.metadata.metadata or {}).get(PARQUET_KEY)
+        kept = file.metadata.metadata or {}
+        text = kept.get(PARQUET_KEY)
         if text is None:
             raise DefinitionError(
                 f"{path} has no manifest in it: it is no training set of a store."
@@ -154,8 +181,18 @@ def _of_parquet(path: str) -> Manifest:
         schema = file.schema_arrow
         columns = list(manifest.entity_columns)
         table = file.read(columns).select(columns)
+    table = table.cast(_schema_as_given(kept, table.schema))
     given = {key: value for key, value in (schema.metadata or {}).items() if key != PARQUET_KEY}
-    return replace(manifest, entity_table=table.replace_schema_metadata(given))
+    return replace(manifest, entity_table=table.replace_schema_metadata(given or None))
+
+
+def _schema_as_given(kept: Mapping[bytes, bytes], read: pa.Schema) -> pa.Schema:
+    """The columns as they went into a Parquet file, which has no seconds, say, and gives
+    milliseconds instead."""
+    if ARROW_KEY not in kept:
+        return read
+    written = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(kept[ARROW_KEY])))
+    return pa.schema([written.field(name) for name in read.names])
 
 
 def _join(document: Mapping[str, Any]) -> ManifestJoin:

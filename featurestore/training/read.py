@@ -89,6 +89,7 @@ class Reading:
         """The training set of ``table``, which has all of the rows, or only their columns."""
         request, report = self.question.request, self.question.report
         rows = max(self.assembly.rows, 1)
+        names = {join.view.id: join.view.name for join in request.joins}
         sums = dict(zip(request.joins, self.assembly.sums, strict=True))
         return TrainingSet(
             table,
@@ -104,7 +105,7 @@ class Reading:
                 report.rows,
                 report.seconds,
             ),
-            warnings=tuple(map(_warning, self.removals)),
+            warnings=tuple(_warning(one, names[one.view_id]) for one in self.removals),
         )
 
     def _manifest(self, sums: Mapping[Join, JoinSum], made_with: Mapping[str, str]) -> Manifest:
@@ -143,14 +144,23 @@ class Reading:
             leaked=one.leaked,
             arrivals=one.arrivals.hexdigest(),
             blocks=block_ranges(one.blocks),
+            values=None
+            if one.values is None
+            else " ".join(digest.hexdigest() for _, digest in sorted(one.values.items())),
         )
 
 
-def _warning(removal: Removal) -> str:
+def _warning(removal: Removal, view: str) -> str:
+    when = f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+    if removal.field is not None:
+        return (
+            f"{view}: field {removal.field} has since been dropped or narrowed, at {when}: its "
+            f"values are not those that were there at the mark"
+        )
     what = "an erasure" if removal.load_id is None else f"undoing load {removal.load_id}"
     return (
-        f"{what} has since taken {removal.rows_removed:,} rows out that were there at the mark, at "
-        f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+        f"{view}: {what} has since taken {removal.rows_removed:,} rows out that were there at the "
+        f"mark, at {when}"
     )
 
 
@@ -168,7 +178,12 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
         question = await _question(session, asked, request, state, inside=inside)
         removals: list[Removal] = []
         if state.cut and state.mark is not None:
-            removals = await removed_since(session, state.mark, question.hidden)
+            asked_of = {(one.view.id, feature) for one in request.joins for feature in one.features}
+            removals = [
+                one
+                for one in await removed_since(session, state.mark, question.hidden)
+                if one.field is None or (one.view_id, one.field) in asked_of
+            ]
         entities = await open_entities(
             session, entity_df, request, asked.timestamp_column, memory.results
         )
@@ -181,7 +196,7 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
             question=question,
             entities=entities,
             memory=memory,
-            assembly=Assembly(entities, request, types),
+            assembly=Assembly(entities, request, types, question.from_source),
             removals=removals,
             copies=state.copies,
             started=started,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -132,43 +132,58 @@ async def _check_same(context: Context, manifest: Manifest, found: TrainingSet) 
     changed = [
         one
         for one, now in zip(manifest.joins, again.joins, strict=True)
-        if one.arrivals != now.arrivals
+        if (one.arrivals, one.values) != (now.arrivals, now.values)
     ]
-    if not changed:
-        return
     for one in changed:
         if one.read_from == "source":
             raise SourceError(
                 f"The source of view {one.view!r} holds other rows than when the training set was "
                 f"made."
             )
-    names = {one.view for one in changed}
+    if not changed and not found.warnings:
+        return
+    joins = [one for one in manifest.joins if one.read_from == "history"]
+    names = {one.view for one in joins}
     async with context.reading(names) as (session, catalog):
         views = {catalog.view(name).id: name for name in names}
         removals = await removed_since(session, manifest.mark, views)
-        used = [one for one in removals if _was_used(one, views, changed)]
+        used = [
+            one
+            for one in removals
+            if _was_used(one, [join for join in joins if join.view == views[one.view_id]], changed)
+        ]
         lost = [await _named(session, one, views[one.view_id]) for one in used]
-    if not lost:
-        raise FeatureStoreError(
-            f"The rows of {', '.join(sorted(names))} are other ones than when the training set was "
-            f"made, though nothing was undone or erased: history was changed by other means."
+    if lost:
+        raise NotFoundError(
+            "The training set cannot be made again: what it used is gone.\n" + "\n".join(lost)
         )
-    raise NotFoundError(
-        "The training set cannot be made again: rows that it used are gone.\n" + "\n".join(lost)
-    )
+    if changed:
+        views_changed = ", ".join(sorted({one.view for one in changed}))
+        raise FeatureStoreError(
+            f"The rows of {views_changed} are other ones than when the training set was made, "
+            f"though nothing was undone or erased: history was changed by other means."
+        )
 
 
-def _was_used(removal: Removal, views: Mapping[int, str], joins: list[ManifestJoin]) -> bool:
-    blocks = [block for one in joins if one.view == views[removal.view_id] for block in one.blocks]
+def _was_used(
+    removal: Removal, joins: Sequence[ManifestJoin], changed: Sequence[ManifestJoin]
+) -> bool:
+    """Whether joins of its view had what was removed; of rows it is known which are of one load."""
+    if removal.field is not None:
+        return any(removal.field in one.features for one in joins)
     return any(
         first // BLOCK <= end and start <= last // BLOCK
+        for one in joins
+        if one in changed
+        for start, end in one.blocks
         for first, last in removal.arrivals
-        for start, end in blocks
     )
 
 
 async def _named(session: Session, removal: Removal, view: str) -> str:
     when = f"{removal.removed_at:%Y-%m-%d %H:%M:%S} UTC"
+    if removal.field is not None:
+        return f"  {view}: values of field {removal.field}, which was dropped or narrowed at {when}"
     rows = f"{removal.rows_removed:,} row{'s' if removal.rows_removed != 1 else ''}"
     if removal.load_id is None:
         return f"  {view}: {rows} of an entity that was erased at {when}"
