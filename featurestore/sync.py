@@ -206,9 +206,15 @@ class _Calls:
         entity_df: Any = None,
         *,
         engine: Engine = "auto",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> TrainingSet:
         """See :meth:`featurestore.FeatureStore.replay`."""
-        return portal.call(self._async.replay(manifest, entity_df, engine=engine))
+        return portal.call(
+            self._async.replay(
+                manifest, entity_df, engine=engine, memory_limit=memory_limit, progress=progress
+            )
+        )
 
     def explain(
         self,
