@@ -7,6 +7,7 @@ import json
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -245,6 +246,7 @@ def test_ctrl_c_leaves_no_file(folder: Path) -> None:
     with subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True) as process:
         while not (folder / "set.parquet.partial").exists():
             assert process.poll() is None
+            time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
