@@ -160,8 +160,8 @@ def test_the_commands_find_the_database(
         monkeypatch.setenv("FEATURESTORE_URL", environment)
     commands = demo_module._what_next(Path("flights_demo"), url, "default")
     assert commands[0] == "cd flights_demo"
-    assert commands[1:-3] == tuple(line.format(here=tmp_path) for line in export)
-    for command in demo_module._what_next(Path("flights_demo"), url, "flights")[-3:]:
+    assert commands[1:-4] == tuple(line.format(here=tmp_path) for line in export)
+    for command in demo_module._what_next(Path("flights_demo"), url, "flights")[-4:]:
         assert "featurestore --project flights " in command
 
 
