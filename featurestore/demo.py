@@ -243,7 +243,8 @@ async def _training_set(screen: Screen, example: _Example, store: FeatureStore) 
         frame, table = await asyncio.to_thread(_look_for_leaks, training)
         kept = training.to_arrow()["flight_id"].equals(flights["flight_id"])
         verdict = "all kept, in their order" if kept else "not those that were asked for!"
-        notes += [f"{len(frame):,} flights in {seconds:.1f} s; {verdict}", table]
+        engine = training.explain().engine
+        notes += [f"{len(frame):,} flights in {seconds:.1f} s with {engine}; {verdict}", table]
     return _Training(frame, dict(training.match_rate))
 
 
@@ -382,6 +383,7 @@ def _what_next(folder: Path, url: str | None, project: str) -> tuple[str, ...]:
         f"{command} online arrival_delay {keys}",
         f"{command} loads",
         f"{command} training-set data/flights.parquet arrival_delay --out training.parquet",
+        f"{command} replay training.parquet --out again.parquet",
     )
 
 

@@ -138,15 +138,19 @@ class HistoricalCalls:
         entity_df: Any = None,
         *,
         engine: Engine = "auto",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> TrainingSet:
         """The training set of a manifest once more: the same rows, whatever came in since.
 
         ``manifest`` is a training set's, or the path of one that was saved: of JSON, or of the
         set's own Parquet file. ``entity_df`` is the entity table where the manifest has it no
-        more; another one is refused. Raises :class:`NotFoundError` that names what was undone or
-        erased of the rows that the set used.
+        more; another one is refused. ``engine``, ``memory_limit`` and ``progress``, which do not
+        change the rows, are as in :meth:`get_historical_features`. Raises :class:`NotFoundError`
+        that names what was undone or erased of the rows that the set used.
         """
-        return await replay(self._context, manifest, entity_df, engine)
+        memory = None if memory_limit is None else Memory.of(memory_limit)
+        return await replay(self._context, manifest, entity_df, engine, memory, progress)
 
 
 def _asked(

@@ -96,7 +96,7 @@ class Portal:
 portal = Portal()
 
 
-def iterate(batches: AsyncIterator[T]) -> Iterator[T]:
+def iterate(batches: AsyncIterator[T]) -> Generator[T, None, None]:
     """An async iterator as a plain one; leaving it early closes it on its loop."""
     end = object()
 

@@ -51,6 +51,7 @@ from featurestore.selection import Features
 from featurestore.storage.limits import DEFAULT_LIMITS, Limits
 from featurestore.storage.marks import Mark
 from featurestore.storage.planning import Plan
+from featurestore.training import read
 from featurestore.training.asked import AsOf, Engine, ReadFrom
 from featurestore.training.explain import Explanation
 from featurestore.training.manifest import Manifest
@@ -58,7 +59,31 @@ from featurestore.training.report import OnTraining
 from featurestore.training.rule import KnownBy
 from featurestore.training.training_set import TrainingSet
 
-__all__ = ["FeatureRepository", "FeatureStore", "Transaction"]
+__all__ = ["FeatureRepository", "FeatureStore", "HistoricalFeatures", "Transaction"]
+
+
+class HistoricalFeatures(Iterator[pa.RecordBatch]):
+    """The rows of a training set batch by batch, memory bounded: an iterator, which may be left
+    early (:meth:`close`). ``summary`` is there when it has ended."""
+
+    def __init__(self, stream: read.HistoricalFeatures) -> None:
+        self._stream = stream
+        self._batches = iterate(stream)
+
+    @property
+    def summary(self) -> TrainingSet | None:
+        """The set without its rows: columns, match rates, manifest; None before the end."""
+        return self._stream.summary
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> pa.RecordBatch:
+        return next(self._batches)
+
+    def close(self) -> None:
+        """Stop reading, and give the connection back."""
+        self._batches.close()
 
 
 class _Calls:
@@ -184,9 +209,9 @@ class _Calls:
         read_from: ReadFrom | Mapping[str, ReadFrom] = "history",
         memory_limit: int | str | None = None,
         progress: OnTraining | None = None,
-    ) -> Iterator[pa.RecordBatch]:
+    ) -> HistoricalFeatures:
         """See :meth:`featurestore.FeatureStore.stream_historical_features`."""
-        return iterate(
+        return HistoricalFeatures(
             self._async.stream_historical_features(
                 entity_df,
                 features,
@@ -207,9 +232,15 @@ class _Calls:
         entity_df: Any = None,
         *,
         engine: Engine = "auto",
+        memory_limit: int | str | None = None,
+        progress: OnTraining | None = None,
     ) -> TrainingSet:
         """See :meth:`featurestore.FeatureStore.replay`."""
-        return portal.call(self._async.replay(manifest, entity_df, engine=engine))
+        return portal.call(
+            self._async.replay(
+                manifest, entity_df, engine=engine, memory_limit=memory_limit, progress=progress
+            )
+        )
 
     def explain(
         self,

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 from model import FEATURES, FLIGHT, LateModel, evaluate
 
 import featurestore as fs
@@ -21,7 +20,7 @@ NOVEMBER = pd.Timestamp("2013-11-01", tz="America/New_York")
 
 def main(flights: str | Path = "data/flights.parquet", model: str | Path = "model.json") -> None:
     with fs.sync.FeatureStore() as store:
-        training = store.get_historical_features(pq.read_table(flights), "arrival_delay")
+        training = store.get_historical_features(flights, "arrival_delay")
     for view, share in training.match_rate.items():
         print(f"{view:<16} found for {share:.1%} of the flights")
 

@@ -54,6 +54,9 @@ class Size(click.ParamType[int]):
 
     name = "size"
 
+    def __init__(self, least: int = SMALLEST_SIZE) -> None:
+        self.least = least
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
@@ -62,6 +65,8 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is no size such as 256MB or 1GiB.", param, ctx)
         if size < SMALLEST_SIZE:
             self.fail(f"{value!r} is less than 1MB. A size has a unit: 256MB, 1GiB.", param, ctx)
+        if size < self.least:
+            self.fail(f"{value!r} is less than {size_in_full(self.least)}.", param, ctx)
         return size
 
 
@@ -79,6 +84,28 @@ class Moment(click.ParamType[dt.datetime]):
             return read_timestamp(value)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
+
+
+class State(click.ParamType["dt.datetime | str"]):
+    """A moment of the store: a time, or what ``featurestore mark`` printed."""
+
+    name = "state"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> dt.datetime | str:
+        if isinstance(value, dt.datetime):
+            return value
+        if "@" not in value:
+            return Moment().convert(value, param, ctx)
+        # Here and not above: SQLAlchemy takes most of a second to import.
+        from featurestore.errors import DefinitionError
+        from featurestore.storage.marks import Mark
+
+        try:
+            return str(Mark.parse(value))
+        except DefinitionError:
+            self.fail(f"{value!r} is no mark as featurestore mark prints one.", param, ctx)
 
 
 # --- as they are read -----------------------------------------------------------------------

@@ -22,6 +22,11 @@ class Settings:
     debug: bool = False
 
 
+FULL_NAMES = click.option(
+    "--full-feature-names", is_flag=True, help="Call columns view__feature, not feature."
+)
+
+
 class WrongUse(click.ClickException):
     """The command line was fine but cannot work here; the message has the way out."""
 

@@ -21,6 +21,7 @@ from featurestore.cli.output import plural, say
 
 if TYPE_CHECKING:
     from featurestore.ingest.progress import Progress
+    from featurestore.training.report import TrainingProgress
 
 SECONDS_BETWEEN_LINES = 10.0
 """A log wants a sign of life during a long file, and no more than that."""
@@ -122,11 +123,32 @@ class _Sums:
     skipped: int = 0
 
 
+@dataclass
+class _History:
+    """Rows of history that were read, of one view after the other."""
+
+    pace: Pace | None = None
+    before: int = 0  # of the views before
+    view: int = 0
+
+    def reach(self, rows: int) -> int:
+        """Now there are ``rows`` of a view: fewer than before, and it is the next."""
+        if rows < self.view:
+            self.before += self.view
+        self.view = rows
+        return self.rows
+
+    @property
+    def rows(self) -> int:
+        return self.before + self.view
+
+
 class RowProgress:
     """Work on rows: an ingest of several files, or a training set.
 
-    Pass :meth:`of_files` as an ingest's ``progress``, or call :meth:`of_rows` now and then. A
-    thread of its own may draw: all is read and changed under a lock.
+    Pass :meth:`of_files` as an ingest's ``progress``, :meth:`of_training` as a training set's, or
+    call :meth:`of_rows` now and then. A thread of its own may draw: all is read and changed under
+    a lock.
     """
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -139,6 +161,7 @@ class RowProgress:
         self._lines: list[_File] = []  # a line each; one that is done gives way to the next
         self._pace: Pace | None = None
         self._rows: Line | None = None
+        self._history = _History()
         self._furthest = 0.0
 
     def __enter__(self) -> Self:
@@ -173,6 +196,19 @@ class RowProgress:
             self._take(now)
         if self._display is not None:
             self._display.update(now)
+
+    def of_training(self, now: TrainingProgress) -> None:
+        """What a training set tells: rows of history that are read for it, then its own."""
+        if now.stage != "history":
+            self.of_rows(now.rows, now.total or 0)
+            return
+        with self._lock:
+            pace = self._history.pace = self._history.pace or Pace(self._clock, 0)
+            pace.reach(self._history.reach(now.rows))
+            title = f"history for {self._title}"
+            self._rows = Line(title, None, self._history.rows, pace.rate())
+        if self._display is not None:
+            self._display.update(None)
 
     def of_rows(self, done: int, total: int) -> None:
         """So many rows of a work on rows alone."""

@@ -21,17 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Features as the store takes them, the columns that join them, and those of each view."""
+    """Features as the store takes them, and the columns that join them."""
 
     features: list[str] | str
     keys: dict[str, FeatureType]
-    views: dict[str, list[str]]
-
-    def columns(self, *, full_feature_names: bool) -> dict[str, list[str]]:
-        """The columns of each view in an answer."""
-        if not full_feature_names:
-            return self.views
-        return {view: [f"{view}__{one}" for one in names] for view, names in self.views.items()}
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str] | str, list[str]]:
@@ -53,21 +46,16 @@ def split_words(words: Sequence[str]) -> tuple[list[str] | str, list[str]]:
 
 async def resolve(store: FeatureStore, features: list[str] | str) -> Wanted:
     """Look the features up, so that text can be given the types of their keys."""
-    wanted = Wanted(features, {}, {})
+    wanted = Wanted(features, {})
     if isinstance(features, str):
         service = await _service(store, features)
         # A service has made selections of all that it was given.
         for selection in cast("Sequence[FeatureSelection]", service.features):
             for key, kind in selection.view.join_keys.items():
                 wanted.keys.setdefault(selection.join_key_map.get(key, key), kind)
-            wanted.views.setdefault(selection.name, []).extend(selection.features)
         return wanted
-    for name, _, feature in (one.partition(":") for one in features):
-        view = await store.get_view(name)
-        wanted.keys.update(view.join_keys)
-        named = list(view.types) if feature == "*" else [feature]
-        known = wanted.views.setdefault(name, [])
-        known += [one for one in named if one not in known]
+    for name in dict.fromkeys(one.partition(":")[0] for one in features):
+        wanted.keys.update((await store.get_view(name)).join_keys)
     return wanted
 
 

@@ -3,102 +3,86 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from featurestore.errors import SourceError
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-ROWS_PER_GROUP = 131_072
-"""Rows that are gathered before they are written: what a reader of the file gets at a time."""
+    from featurestore.training.training_set import TrainingSet
 
 
 class TrainingFile:
-    """The file as it grows, and how many of its rows found a value in each view.
+    """The file as it grows: an async context manager, which leaves it there when all went well
+    and :meth:`finish` was called, and else leaves what was there before."""
 
-    ``features`` has the columns of each view. A row counts where any of them is not null.
-    Made by :func:`training_file`.
-    """
-
-    def __init__(self, path: Path, features: Mapping[str, Sequence[str]]) -> None:
-        self.rows = 0
-        self.columns = 0
-        self.with_value = dict.fromkeys(features, 0)
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._features = features
-        self._writer: Any = None
+        self._files = ExitStack()
+        self._writer: pq.ParquetWriter | None = None
         self._waiting: list[pa.RecordBatch] = []
         self._waiting_rows = 0
         # A cancelled write goes on in its thread; what comes next has to wait for it.
         self._busy = threading.Lock()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.to_thread(self._leave, kind, error, trace)
+
     async def add(self, batch: pa.RecordBatch) -> None:
+        """Take the next rows; they are written in groups of the size that readers like."""
+        from featurestore.training.training_set import GROUP_ROWS
+
         self._waiting.append(batch)
         self._waiting_rows += batch.num_rows
-        self.rows += batch.num_rows
-        if self._waiting_rows >= ROWS_PER_GROUP:
-            await self.flush()
+        if self._waiting_rows >= GROUP_ROWS:
+            await self._flush()
 
-    async def flush(self) -> None:
-        """Write what waits."""
+    async def finish(self, summary: TrainingSet) -> None:
+        """Write what waits, and the manifest; of a set without rows its columns."""
+        await self._flush()
+        await asyncio.to_thread(self._finish, summary)
+
+    async def _flush(self) -> None:
         waiting, self._waiting, self._waiting_rows = self._waiting, [], 0
         if waiting:
             import pyarrow as pa
 
-            await self.write(pa.Table.from_batches(waiting))
-
-    async def write(self, table: pa.Table) -> None:
-        """Write a row group, perhaps an empty one: the columns of a training set of no rows."""
-        await asyncio.to_thread(self._write, table)
-
-    def close(self) -> None:
-        with self._busy:
-            if self._writer is not None:
-                self._writer.close()
+            await asyncio.to_thread(self._write, pa.Table.from_batches(waiting))
 
     def _write(self, table: pa.Table) -> None:
-        import pyarrow.parquet as pq
+        with self._busy:
+            self._opened(table.schema).write_table(table)
+
+    def _finish(self, summary: TrainingSet) -> None:
+        from featurestore.training.training_set import add_manifest
 
         with self._busy:
-            if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path, table.schema)
-            self._writer.write_table(table)
-        self.columns = table.num_columns
-        for view, names in self._features.items():
-            self.with_value[view] += _rows_with_value(table, names)
+            add_manifest(self._opened(summary.table.schema), summary.manifest)
 
+    def _opened(self, schema: pa.Schema) -> pq.ParquetWriter:
+        from featurestore.training.training_set import parquet_file
 
-def _rows_with_value(table: pa.Table, names: Sequence[str]) -> int:
-    import pyarrow.compute as pc
+        if self._writer is None:
+            self._writer = self._files.enter_context(parquet_file(self._path, schema))
+        return self._writer
 
-    found = table.column(names[0]).is_valid()
-    for name in names[1:]:
-        found = pc.or_(found, table.column(name).is_valid())
-    return int(pc.sum(found, min_count=0).as_py())
-
-
-@asynccontextmanager
-async def training_file(
-    path: Path, features: Mapping[str, Sequence[str]]
-) -> AsyncIterator[TrainingFile]:
-    """A file at ``path`` that is there when all went well, and else not touched."""
-    partial = path.with_name(f"{path.name}.partial")
-    file = TrainingFile(partial, features)
-    try:
-        try:
-            yield file
-            await file.flush()
-        finally:
-            await asyncio.to_thread(file.close)
-        await asyncio.to_thread(partial.replace, path)
-    except OSError as error:
-        raise SourceError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            await asyncio.to_thread(partial.unlink, missing_ok=True)
+    def _leave(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._busy:
+            self._files.__exit__(kind, error, trace)

@@ -39,7 +39,11 @@ PIECE_ROWS = 65_536
 """Entity rows that are checked together."""
 
 _SHOWN = 10
-_SQL = re.compile(r"\s*(?:--[^\n]*\n\s*|\(\s*)*(?:select|with|values|table)\b", re.IGNORECASE)
+_SQL = re.compile(
+    # Not table.parquet, which is a file.
+    r"\s*(?:--[^\n]*\n\s*|\(\s*)*(?:select|with|values|table)(?=[\s(*\"'])",
+    re.IGNORECASE,
+)
 _SQL_ROWS = 16_384
 
 

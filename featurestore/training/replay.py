@@ -29,13 +29,20 @@ from featurestore.training.asked import Asked
 from featurestore.training.digest import table_digest
 from featurestore.training.entities import is_sql, read_entities
 from featurestore.training.manifest import Manifest, ManifestJoin
+from featurestore.training.memory import Memory
 from featurestore.training.read import read_training_set
+from featurestore.training.report import OnTraining
 from featurestore.training.training_set import TrainingSet
 from featurestore.types import parse_type
 
 
 async def replay(
-    context: Context, manifest: Manifest | str | os.PathLike[str], entity_df: Any, engine: str
+    context: Context,
+    manifest: Manifest | str | os.PathLike[str],
+    entity_df: Any,
+    engine: str,
+    memory: Memory | None = None,
+    progress: OnTraining | None = None,
 ) -> TrainingSet:
     """The training set of a manifest, read again at its mark, and held to be the same."""
     if not isinstance(manifest, Manifest):
@@ -59,6 +66,8 @@ async def replay(
         as_of=manifest.mark,
         known_by=manifest.known_by,
         read_from={one.view: one.read_from for one in manifest.joins},
+        memory=memory,
+        progress=progress,
         types=tuple(_type(manifest, join, place) for _, join, place in manifest.outputs),
     )
     found = await read_training_set(context, entities, asked)

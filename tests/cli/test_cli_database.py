@@ -148,12 +148,9 @@ def test_a_training_set_of_csv(run: Run) -> None:
         *("training-set", "flights.csv", "flight", "--out", "set.parquet"),
         *("--timestamp-column", "when", "--full-feature-names", "--json"),
     )
-    assert done.json == {
-        "output": "set.parquet",
-        "rows": 3,
-        "columns": 7,
-        "match_rate": {"weather": 1 / 3, "dest_weather": 1 / 3, "rain": 2 / 3},
-    }
+    told = done.json
+    assert (told["output"], told["rows"], told["columns"]) == ("set.parquet", 3, 7)
+    assert told["match_rate"] == {"weather": 1 / 3, "dest_weather": 1 / 3, "rain": 2 / 3}
     table = pq.read_table("set.parquet")
     assert table.column("origin").to_pylist() == ["NA", "7", "NA"]
     assert table.column("delay").to_pylist() == [5, None, None]

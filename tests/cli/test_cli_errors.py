@@ -24,7 +24,7 @@ from cli_helpers import Run
         (["online", "driver_stats:trip", "driver_id=1"], "Did you mean 'trips'?"),
         (["online", "driver_stats", "driver_id=1"], "a view: write 'driver_stats:*'"),
         (["online", "eta", "driver_id=1"], "no feature service 'eta'"),
-        (["training-set", "none.parquet", "driver_stats:*", "-o", "x"], "none.parquet cannot be"),
+        (["training-set", "none.parquet", "driver_stats:*", "-o", "x"], "no such Parquet file"),
         (["training-set", "rows.csv", "driver_stats:*", "-o", "x"], "rows.csv cannot be read"),
         (
             ["training-set", "driver_stats.parquet", "driver_stats:trips", "-o", "x"],

@@ -14,7 +14,7 @@ from cli_helpers import Run, many_rows
 from cli_terminal import Terminal
 from rich.console import Console
 
-from featurestore import Progress
+from featurestore import Progress, TrainingProgress
 from featurestore.cli.amounts import Count, Size, duration, short, short_size, size_in_full
 from featurestore.cli.bars import drawn
 from featurestore.cli.progress import Line, RowProgress
@@ -179,6 +179,24 @@ def test_rows_alone(clock: Clock) -> None:
     progress.of_rows(0, 100)
     clock.now += 10
     progress.of_rows(50, 100)
+    assert progress.lines() == [Line("set.parquet", 0.5, 50, 5.0, left=10.0)]
+
+
+def test_a_training_set_shows_the_history_that_is_read_for_it(clock: Clock) -> None:
+    """Of one view after the other, each counted from its own beginning."""
+    progress = RowProgress("set.parquet", clock)
+    for view in (1, 2):
+        for rows in (1_000, 2_000):
+            clock.now += 2
+            progress.of_training(TrainingProgress("history", rows))
+            (line,) = progress.lines()
+            assert (line.title, line.share) == ("history for set.parquet", None)
+            assert line.rows == 2_000 * (view - 1) + rows
+    assert line.rate == pytest.approx(4_000 / 8, rel=0.5)
+    clock.now += 1
+    progress.of_training(TrainingProgress("rows", 0, 100))
+    clock.now += 10
+    progress.of_training(TrainingProgress("rows", 50, 100))
     assert progress.lines() == [Line("set.parquet", 0.5, 50, 5.0, left=10.0)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def test_from_a_file_to_features_and_back(program: Run, driver_stats: Path) -> N
         "--full-feature-names",
     )
     assert built.out == "view          rows with a value\ndriver_stats             100.0%\n"
-    assert built.err == "set.parquet: 12 rows, 6 columns\n"
+    assert re.fullmatch(
+        r"set\.parquet: 12 rows, 6 columns; engine sql, \d+\.\d\d s\n", built.err
+    ), built.err
     table = pq.read_table("set.parquet")
     assert table.column("driver_stats__conv_rate").equals(table.column("conv_rate"))
 

@@ -12,11 +12,15 @@ from cli_helpers import Run
 
 from featurestore import FeatureStore
 from featurestore.cli.amounts import size_in_full
+from featurestore.cli.commands.training import LEAST_MEMORY
+from featurestore.training.memory import LEAST
 
 COMMANDS = (
     *("init", "migrate", "plan", "apply", "ingest", "push", "materialize", "online"),
-    *("training-set", "explain", "loads", "undo", "status", "demo"),
+    *("training-set", "replay", "mark", "explain", "loads", "undo", "status", "demo"),
 )
+
+TRAINING_SET = ("training-set", "a.parquet", "v:x", "-o", "x.parquet")
 
 
 def test_help_has_the_commands_in_the_order_of_their_use(run: Run) -> None:
@@ -59,6 +63,19 @@ def test_each_command_has_help_and_the_common_options(run: Run, command: str) ->
         (["online", "a:x", "b"], "b: give either features"),
         (["training-set", "a.parquet", "v:x"], "Missing option"),
         (["training-set", "a.parquet", "v:x", "-o", "x.csv"], "written as Parquet"),
+        (["training-set", "a.parquet", "v:x", "-o", "no/x.parquet"], "there is no folder no"),
+        (["training-set", "a.parquet", "v:x", "id=1", "-o", "x"], "takes its keys from ENTITIES"),
+        ([*TRAINING_SET, "--engine", "warp"], "'warp' is not one of"),
+        ([*TRAINING_SET, "--as-of", "yesterday"], "'yesterday' is no time such as"),
+        ([*TRAINING_SET, "--as-of", "17@noon"], "'17@noon' is no mark as featurestore mark prints"),
+        ([*TRAINING_SET, "--known-by", "loading"], "'loading' is not 'created_timestamp'"),
+        ([*TRAINING_SET, "--read-from", "cache"], "'cache' is not one of"),
+        ([*TRAINING_SET, "--memory-limit", "64MB"], "'64MB' is less than 128MiB"),
+        ([*TRAINING_SET, "--memory-limit", "much"], "'much' is no size such as 256MB"),
+        (["replay", "set.parquet"], "Missing option"),
+        (["replay", "set.parquet", "-o", "x.json"], "written as Parquet"),
+        (["replay", "set.parquet", "-o", "x", "--engine", "warp"], "'warp' is not one of"),
+        (["mark", "now"], "unexpected extra argument"),
         (["explain"], "Missing argument 'VIEW'"),
         (["explain", "v", "--at", "noon"], "'noon' is no time such as"),
         (["explain", "v", "--known-by", "loading"], "'loading' is not 'created_timestamp'"),
@@ -89,6 +106,10 @@ def test_the_defaults_of_an_ingest_are_those_of_the_store(run: Run) -> None:
         *(size_in_full(given[name].default) for name in ("max_decoded_bytes",)),
     ]
     assert re.findall(r"\[default: ([^]]*)\]", text)[1:] == defaults
+
+
+def test_the_least_memory_of_a_training_set_is_the_librarys() -> None:
+    assert LEAST_MEMORY == LEAST
 
 
 def test_the_demo_is_of_the_project_that_is_named(run: Run) -> None:

@@ -45,7 +45,7 @@ def test_it_does_the_whole_job(demo: Demo) -> None:
 
 def test_its_output_is_plain_where_it_is_no_terminal(demo: Demo) -> None:
     assert "\x1b" not in demo.output
-    assert re.search(r"336,776 flights in .* s; all kept, in their order", demo.output)
+    assert re.search(r"336,776 flights in .* s with duckdb; all kept, in their order", demo.output)
     assert "OUTSIDE_MAX_AGE" in demo.output
     for command in demo.result.commands:
         assert command in demo.output
@@ -115,6 +115,10 @@ def test_the_commands_that_it_prints_work(demo: Demo) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         assert done.stdout or done.stderr
+    training, again = (
+        pq.read_table(demo.folder / f"{name}.parquet") for name in ("training", "again")
+    )
+    assert again.equals(training)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -156,8 +160,8 @@ def test_the_commands_find_the_database(
         monkeypatch.setenv("FEATURESTORE_URL", environment)
     commands = demo_module._what_next(Path("flights_demo"), url, "default")
     assert commands[0] == "cd flights_demo"
-    assert commands[1:-3] == tuple(line.format(here=tmp_path) for line in export)
-    for command in demo_module._what_next(Path("flights_demo"), url, "flights")[-3:]:
+    assert commands[1:-4] == tuple(line.format(here=tmp_path) for line in export)
+    for command in demo_module._what_next(Path("flights_demo"), url, "flights")[-4:]:
         assert "featurestore --project flights " in command
 
 

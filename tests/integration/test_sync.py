@@ -75,7 +75,12 @@ def test_the_main_job(sync_store: fs.sync.FeatureStore):
     training = sync_store.get_historical_features(entities, ["driver_stats:trips"])
     assert training.to_arrow().column("trips").to_pylist() == [5]
     stream = sync_store.stream_historical_features(entities, ["driver_stats:trips"])
+    assert stream.summary is None
     assert [batch.num_rows for batch in stream] == [1]
+    assert stream.summary is not None
+    assert stream.summary.match_rate == training.match_rate
+    again = sync_store.replay(stream.summary.manifest, entities, progress=lambda now: None)
+    assert again.to_arrow().equals(training.to_arrow())
     told = sync_store.explain(view, {"driver_id": 1}, NOON + dt.timedelta(days=1))
     assert told.values == {"trips": 5}
     assert sync_store.repository(view).get(driver_id=1) == {"driver_id": 1, "trips": 5}
@@ -89,6 +94,12 @@ def test_an_iterator_that_is_left_early_gives_its_connection_back(
     batches = sync_store.repository(view).scan(batch_size=10)
     assert next(batches).num_rows == 10
     batches.close()
+    assert sync_store.engine.pool.checkedout() == 0
+    entities = pa.table({"driver_id": [1] * 50_000, "event_timestamp": [NOON] * 50_000})
+    rows = sync_store.stream_historical_features(entities, ["driver_stats:trips"])
+    assert next(rows).num_rows > 0
+    rows.close()
+    assert rows.summary is None
     assert sync_store.engine.pool.checkedout() == 0
     assert sync_store.repository(view).count() == 50
 

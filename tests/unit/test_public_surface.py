@@ -168,7 +168,9 @@ def test_the_calls_have_the_parameters_of_the_contract():
             "engine='auto', full_feature_names=False, as_of=None, known_by=None, "
             "read_from='history', memory_limit=None, progress=None)"
         ),
-        "replay": "(self, manifest, entity_df=None, *, engine='auto')",
+        "replay": (
+            "(self, manifest, entity_df=None, *, engine='auto', memory_limit=None, progress=None)"
+        ),
         "mark": "(self)",
         "explain": "(self, view, keys, at=None, *, known_by=None, limit=10)",
         "repository": "(self, view)",

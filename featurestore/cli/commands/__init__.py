@@ -10,9 +10,10 @@ from featurestore.cli.commands.export import export
 from featurestore.cli.commands.ingest import ingest
 from featurestore.cli.commands.keys import keys
 from featurestore.cli.commands.ledger import loads, status, undo
-from featurestore.cli.commands.reading import online, training_set
+from featurestore.cli.commands.reading import online
 from featurestore.cli.commands.serving import serve
 from featurestore.cli.commands.setup import apply, init, migrate, plan
+from featurestore.cli.commands.training import mark, replay, training_set
 from featurestore.cli.commands.writing import materialize, push
 
 COMMANDS: tuple[click.Command, ...] = (
@@ -25,6 +26,8 @@ COMMANDS: tuple[click.Command, ...] = (
     materialize,
     online,
     training_set,
+    replay,
+    mark,
     explain,
     export,
     loads,
