@@ -27,7 +27,8 @@ class Session:
     """One connection at work: Core statements, raw reads, bulk inserts.
 
     Statements of several tasks are run one after the other. ``dialect`` has what differs between
-    the databases.
+    the databases. ``nesting`` is held by what changes the transaction for a while: savepoints of
+    several tasks do not overlap.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
         self.dialect = dialect
         self.label = label
         self._lock = asyncio.Lock()
+        self.nesting = asyncio.Lock()
         self._temporary = 0
         self._broken = False
 
@@ -140,8 +142,14 @@ class Session:
             )
 
     @asynccontextmanager
-    async def savepoint(self) -> AsyncIterator[None]:
-        """What fails inside is taken back, the transaction around it goes on."""
+    async def savepoint(self, *, keep: bool = True) -> AsyncIterator[None]:
+        """What fails inside is taken back, the transaction around it goes on. Without ``keep``
+        all is taken back."""
+        async with self.nesting, self._savepoint(keep=keep):
+            yield
+
+    @asynccontextmanager
+    async def _savepoint(self, *, keep: bool) -> AsyncIterator[None]:
         self.check_open()
 
         async def begin() -> AsyncTransaction:
@@ -161,7 +169,7 @@ class Session:
                 self._broken = False
             raise
         with translated(self.label):
-            await uninterrupted(nested.commit())
+            await uninterrupted(nested.commit() if keep else nested.rollback())
 
     def compile(
         self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None

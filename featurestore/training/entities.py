@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,9 @@ from featurestore.errors import (
 )
 from featurestore.ingest.casts import cast
 from featurestore.selection import Request
+from featurestore.storage.queries import reading_for_user
 from featurestore.storage.session import Session
+from featurestore.storage.waiting import stoppable_thread
 from featurestore.training.rule import AT, ROW
 from featurestore.training.spool import IN_MEMORY_BYTES, collected
 from featurestore.types import (
@@ -38,7 +42,11 @@ PIECE_ROWS = 65_536
 """Entity rows that are checked together."""
 
 _SHOWN = 10
-_SQL = re.compile(r"\s*(?:--[^\n]*\n\s*|\(\s*)*(?:select|with|values|table)\b", re.IGNORECASE)
+_SQL = re.compile(
+    # A file may be called values.parquet, or lie in with/: more than the word itself is a query.
+    r"(?:\s+|--[^\n]*\n|/\*.*?\*/|\()*(?:select|with|values|table)(?=[\s(\"'*]|--|/\*)",
+    re.IGNORECASE | re.DOTALL,
+)
 _SQL_ROWS = 16_384
 
 
@@ -83,20 +91,24 @@ async def open_entities(
         types = {**request.key_columns, timestamp_column: Timestamp}
         table = await asyncio.to_thread(_typed, table, types)
     else:
-        table = await asyncio.to_thread(read_entities, entity_df, limit)
-    return await asyncio.to_thread(_prepare, table, source, request, timestamp_column, limit)
+        table = await stoppable_thread(lambda stopped: read_entities(entity_df, limit, stopped))
+    return await stoppable_thread(
+        lambda stopped: _prepare(table, source, request, timestamp_column, limit, stopped)
+    )
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
-def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
+def read_entities(
+    entity_df: Any, limit: int = IN_MEMORY_BYTES, stopped: threading.Event | None = None
+) -> pa.Table:
     """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings, a path to Parquet.
-    For a thread."""
+    For a thread, which ends early when ``stopped`` is set."""
     if isinstance(entity_df, pa.Table):
         return entity_df
     if isinstance(entity_df, str | os.PathLike):
-        return _read_parquet(os.fspath(entity_df), limit)
+        return _read_parquet(os.fspath(entity_df), limit, stopped)
     try:
         if type(entity_df).__module__.startswith("pandas"):
             # Its own Arrow stream would bring the index along as a column.
@@ -105,7 +117,7 @@ def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
             return pa.Table.from_batches([entity_df])
         if hasattr(entity_df, "__arrow_c_stream__"):
             reader = pa.RecordBatchReader.from_stream(entity_df)
-            return collected(reader, reader.schema, limit)
+            return collected(reader, reader.schema, limit, stopped)
         if isinstance(entity_df, Mapping):
             return pa.table(dict(entity_df))
         if isinstance(entity_df, Sequence) and not isinstance(entity_df, bytes):
@@ -118,9 +130,15 @@ def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
     )
 
 
-def _read_parquet(path: str, limit: int) -> pa.Table:
+def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.Table:
     import pyarrow.parquet as pq
 
+    if not path.strip():
+        raise SourceError(
+            "The entity table is an empty text: give the path of a Parquet file, or a query."
+        )
+    if os.path.isdir(path):
+        raise SourceError(f"{path} is a folder: the entity table is one Parquet file.")
     if not os.path.exists(path):
         raise SourceError(
             f"{path}: there is no such Parquet file (looked from {os.getcwd()}); a query would "
@@ -130,18 +148,19 @@ def _read_parquet(path: str, limit: int) -> pa.Table:
         # One piece after the other: the file may be larger than memory.
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            return collected(file.iter_batches(batch_size=PIECE_ROWS), schema, limit)
+            batches = file.iter_batches(batch_size=PIECE_ROWS)
+            return collected(batches, schema, limit, stopped)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 async def _query(session: Session, sql: str) -> pa.Table:
     """The rows of a query, which must not write; they are held in memory."""
-    statement = sql.strip().rstrip(";")
-    async with session.dialect.read_only(session):
-        columns = await session.describe(statement)
-        chunks = session.stream_text(statement, size=_SQL_ROWS)
-        parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
+    with reading_for_user(session.label):
+        async with session.dialect.read_only(session):
+            columns = await session.describe(sql)
+            async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
+                parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
     try:
         empty = _part(columns, [])
         return pa.concat_tables(parts or [empty], promote_options="permissive")
@@ -205,7 +224,12 @@ def _iso_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _prepare(
-    table: pa.Table, source: str | None, request: Request, timestamp_column: str, limit: int
+    table: pa.Table,
+    source: str | None,
+    request: Request,
+    timestamp_column: str,
+    limit: int,
+    stopped: threading.Event,
 ) -> Entities:
     types = {**request.key_columns, timestamp_column: Timestamp}
     if table.num_columns == 0:  # a list of no rows says nothing of columns
@@ -226,7 +250,7 @@ def _prepare(
             yield pa.RecordBatch.from_arrays([rows, times, *named], schema=pa.schema(stored))
             first += batch.num_rows
 
-    read = collected(keys(), pa.schema(stored), limit)
+    read = collected(keys(), pa.schema(stored), limit, stopped)
     checks.finish()
     return Entities(table, read, source)
 
@@ -288,6 +312,12 @@ def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureT
                 f"The entity table has a column {output.name!r}, and so is the output of "
                 f"{join.name}:{join.features[output.position]} named. Rename the column, or read "
                 f"with full_feature_names=True."
+            )
+    for name in request.key_columns:
+        if name in (ROW, AT):
+            raise DefinitionError(
+                f"The join key column {name!r} of the entity table has a name that the join needs "
+                f"itself: map the key to a column of another name."
             )
     for name, kind in types.items():
         if name not in names:

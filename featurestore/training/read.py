@@ -16,6 +16,7 @@ from featurestore.context import Context, TransactionContext
 from featurestore.selection import Join, Request
 from featurestore.storage.marks import Removal, removed_since, unseen
 from featurestore.storage.session import Session
+from featurestore.storage.waiting import in_thread
 from featurestore.training.asked import Asked, resolve_mark
 from featurestore.training.assembly import Assembly, JoinSum
 from featurestore.training.cost import choose_engine
@@ -198,10 +199,10 @@ async def read_training_set(context: Context, entity_df: Any, asked: Asked) -> T
         try:
             async with aclosing(reading.batches()) as batches:
                 async for batch in batches:
-                    await asyncio.to_thread(gathered.add, batch)
-            table = await asyncio.to_thread(gathered.table)
+                    await in_thread(gathered.add, batch)
+            table = await in_thread(gathered.table)
         finally:
-            await asyncio.to_thread(gathered.close)
+            await in_thread(gathered.close)
         return await reading.result(table)
 
 

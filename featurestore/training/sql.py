@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
 
+from featurestore.errors import FeatureStoreError
 from featurestore.selection import Join
 from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
+from featurestore.storage.waiting import uninterrupted
 from featurestore.training.entities import Entities
 from featurestore.training.rule import AT, ROW, Matched, Question
 from featurestore.types import FeatureType, Int64, Timestamp
@@ -32,16 +35,18 @@ async def join_in_database(
     session: Session, entities: Entities, question: Question
 ) -> AsyncGenerator[list[Matched], None]:
     """The engine ``sql``; the session is in a transaction of one snapshot."""
-    wanted = await _upload(session, entities, question)
-    query, layout = _query(session, wanted, question)
-    # One statement: in a transaction that others commit beside, each would see another state.
-    async for rows in session.stream(query, size=CHUNK_ROWS):
-        yield await asyncio.to_thread(_chunk, session, rows, layout)
-    if isinstance(wanted, sa.Table) and session.dialect.keeps_temporary_tables:
-        await session.execute(sa.schema.DropTable(wanted))
+    async with _uploaded(session, entities, question) as wanted:
+        query, layout = _query(session, wanted, question)
+        # One statement: in a transaction that others commit beside, each would see another state.
+        async with aclosing(session.stream(query, size=CHUNK_ROWS)) as chunks:
+            async for rows in chunks:
+                yield await asyncio.to_thread(_chunk, session, rows, layout)
 
 
-async def _upload(session: Session, entities: Entities, question: Question) -> sa.FromClause:
+@asynccontextmanager
+async def _uploaded(
+    session: Session, entities: Entities, question: Question
+) -> AsyncGenerator[sa.FromClause, None]:
     keys = question.request.key_columns
     # Entity columns can have any name; here they are numbered.
     numbered = {f"k{i}": kind for i, kind in enumerate(keys.values())}
@@ -50,15 +55,23 @@ async def _upload(session: Session, entities: Entities, question: Question) -> s
     if len(entities) <= INLINE_ROWS:
         inline = await asyncio.to_thread(session.dialect.rows_inline, rows, types)
         if inline is not None:
-            return inline
-    return await _temporary_table(session, rows, types)
+            yield inline
+            return
+    table = _temporary_table(session, types)
+    try:
+        await _fill(session, table, rows, types)
+        yield table
+    finally:
+        if session.dialect.keeps_temporary_tables:
+            # Whatever broke it off: the connection is used again. An error is told by what it
+            # broke, and its rollback takes the table along.
+            with suppress(FeatureStoreError):
+                await uninterrupted(session.execute(sa.schema.DropTable(table, if_exists=True)))
 
 
-async def _temporary_table(
-    session: Session, rows: pa.Table, types: dict[str, FeatureType]
-) -> sa.Table:
+def _temporary_table(session: Session, types: dict[str, FeatureType]) -> sa.Table:
     dialect = session.dialect
-    table = sa.Table(
+    return sa.Table(
         session.temporary_name(),
         sa.MetaData(),
         *(
@@ -77,7 +90,12 @@ async def _temporary_table(
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
-    if dialect.keeps_temporary_tables:  # one may be left of a stream that was not read to its end
+
+
+async def _fill(
+    session: Session, table: sa.Table, rows: pa.Table, types: dict[str, FeatureType]
+) -> None:
+    if session.dialect.keeps_temporary_tables:  # one that could not be dropped
         await session.execute(sa.schema.DropTable(table, if_exists=True))
     await session.execute(sa.schema.CreateTable(table))
 
@@ -86,8 +104,7 @@ async def _temporary_table(
             yield batch
 
     await session.insert(table, batches(), types)
-    await dialect.analyze(session, table)
-    return table
+    await session.dialect.analyze(session, table)
 
 
 def _query(
