@@ -302,9 +302,11 @@ class PostgreSQL:
     @asynccontextmanager
     async def read_only(self, session: Session) -> AsyncIterator[None]:
         # To be taken back: the transaction goes on to make temporary tables, or to write.
-        async with session.savepoint(keep=False):
+        async with session.savepoint():
+            await session.execute(sa.text("SAVEPOINT featurestore_query"))
             await session.execute(sa.text("SET TRANSACTION READ ONLY"))
             yield
+            await session.execute(sa.text("ROLLBACK TO SAVEPOINT featurestore_query"))
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         await session.execute(sa.text(f"ANALYZE {_quoted(session, table)}"))

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import sqlalchemy as sa
+import sqlalchemy.dialects.postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
 from featurestore.storage.waiting import stoppable, uninterrupted
@@ -66,6 +67,15 @@ def _escaped(value: str) -> str:
     return value.replace("\\", "\\\\").replace("'", "\\'")
 
 
+# What a name means, and what may be seen: by which schemas, which user, and at which server, whose
+# snapshots may have the same names as another's.
+_SEEN = (
+    sa.func.current_setting("search_path"),
+    sa.cast(sa.func.current_user(), sa.Text),
+    sa.cast(sa.func.pg_postmaster_start_time(), sa.Text),
+)
+
+
 async def open_scan(session: Session, sql: str) -> Scan | None:
     """A query of the session's snapshot, under way on a connection of its own; None where there
     can be none: it may belong to another user, who may not read there. Its owner closes it. Not
@@ -73,8 +83,9 @@ async def open_scan(session: Session, sql: str) -> Scan | None:
     """
     if not is_installed():
         return None
-    exported = await session.execute(sa.select(sa.func.pg_export_snapshot()))
-    scan = Scan(conninfo(session.connection.engine.url), str(exported.scalar_one()), sql)
+    query = sa.select(sa.func.pg_export_snapshot(), *_SEEN)
+    snapshot, path, *seen = (await session.execute(query)).one()
+    scan = Scan(conninfo(session.connection.engine.url), snapshot, path, seen, sql)
     if await scan.open():
         return scan
     return None
@@ -83,9 +94,13 @@ async def open_scan(session: Session, sql: str) -> Scan | None:
 class Scan:
     """One query by ADBC. Its calls run in threads, one after the other."""
 
-    def __init__(self, conninfo: str, snapshot: str, sql: str) -> None:
+    def __init__(
+        self, conninfo: str, snapshot: str, path: str, seen: Sequence[str], sql: str
+    ) -> None:
         self._conninfo = conninfo
         self._snapshot = snapshot
+        self._path = path
+        self._seen = list(seen)
         self._sql = sql
         self._connection: Any = None
         self._cursor: Any = None
@@ -111,6 +126,10 @@ class Scan:
             self._cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             self._cursor.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
             self._cursor.execute("SET LOCAL timezone = 'UTC'")
+            self._cursor.execute(self._settle())
+            if [str(value) for value in self._cursor.fetchone()[1:]] != self._seen:
+                self._shut()
+                return False
             self._cursor.execute(self._sql)
             self._reader = self._cursor.fetch_record_batch()
         except (dbapi.Error, pa.ArrowException, OSError):
@@ -119,6 +138,12 @@ class Scan:
             self._shut()
             return False
         return True
+
+    def _settle(self) -> str:
+        """Search the session's schemas; what the connection sees then."""
+        search = sa.func.set_config("search_path", self._path, sa.true())
+        query = sa.select(search, *_SEEN[1:])
+        return str(query.compile(dialect=pg.dialect(), compile_kwargs={"literal_binds": True}))
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in batches of some 16 MB."""

@@ -142,14 +142,13 @@ class Session:
             )
 
     @asynccontextmanager
-    async def savepoint(self, *, keep: bool = True) -> AsyncIterator[None]:
-        """What fails inside is taken back, the transaction around it goes on. Without ``keep``
-        all is taken back."""
-        async with self.nesting, self._savepoint(keep=keep):
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What fails inside is taken back, the transaction around it goes on."""
+        async with self.nesting, self._savepoint():
             yield
 
     @asynccontextmanager
-    async def _savepoint(self, *, keep: bool) -> AsyncIterator[None]:
+    async def _savepoint(self) -> AsyncIterator[None]:
         self.check_open()
 
         async def begin() -> AsyncTransaction:
@@ -169,7 +168,7 @@ class Session:
                 self._broken = False
             raise
         with translated(self.label):
-            await uninterrupted(nested.commit() if keep else nested.rollback())
+            await uninterrupted(nested.commit())
 
     def compile(
         self, statement: sa.sql.ClauseElement, parameters: Mapping[str, Any] | None = None

@@ -63,6 +63,10 @@ class Asked:
                 raise DefinitionError(f"read_from={one!r}: it is 'history' or 'source'.")
         if not isinstance(self.timestamp_column, str):
             raise DefinitionError("timestamp_column must be the name of a column.")
+        if self.progress is not None and not callable(self.progress):
+            raise DefinitionError(
+                f"progress={self.progress!r}: it is a function, called with how far it is."
+            )
 
     def from_source(self, request: Request) -> frozenset[str]:
         """The views that are read from their files; :class:`DefinitionError` where one has none."""

@@ -159,6 +159,7 @@ async def _query(session: Session, sql: str) -> pa.Table:
     with reading_for_user(session.label):
         async with session.dialect.read_only(session):
             columns = await session.describe(sql)
+            _check_doubled([name for name, _ in columns])
             async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
                 parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
     try:
@@ -300,11 +301,15 @@ class _Checks:
             raise InvalidRowsError("the entity table", shown, count=self._count)
 
 
-def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
-    names = table.column_names
+def _check_doubled(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
         raise SchemaMismatchError(f"The entity table has two columns named {doubled[0]!r}.")
+
+
+def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
+    names = table.column_names
+    _check_doubled(names)
     for output in request.outputs:
         if output.name in names:
             join = request.joins[output.join]

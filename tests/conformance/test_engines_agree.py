@@ -23,6 +23,7 @@ import featurestore as fs
 
 KINDS = kinds(TTL)
 
+
 @pytest.fixture
 async def kinds_store(store: fs.FeatureStore) -> fs.FeatureStore:
     await store.apply([kind.view for kind in KINDS.values()])
