@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -241,8 +242,10 @@ async def test_many_rows_come_in_their_order_by_every_engine(store: fs.FeatureSt
     await store.apply([view])
     await store.ingest(view, table_of(view, [stats(n, hour(0), n / 7, n) for n in range(5_000)]))
     count = 150_000
-    ids = pa.array([(n * 7919) % 6_000 for n in range(count)], pa.int64())
-    entities = pa.table({"driver_id": ids, "event_timestamp": pa.array([hour(1)] * count)})
+    numbers = await asyncio.to_thread(lambda: [(n * 7919) % 6_000 for n in range(count)])
+    ids = await asyncio.to_thread(pa.array, numbers, pa.int64())
+    times = pa.repeat(pa.scalar(hour(1), fs.Timestamp.arrow), count)
+    entities = pa.table({"driver_id": ids, "event_timestamp": times})
     first = None
     for way in WAYS:
         table = (await asked(store, entities, [view], way)).to_arrow()

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_FULL = ("No space left", "Could not write", "failed to offload", "max_temp_directory")
+"""What DuckDB says where its files cannot be written, or would take more than they may."""
+
 
 @asynccontextmanager
 async def temporary_folder() -> AsyncGenerator[Path, None]:
@@ -95,8 +98,7 @@ def _translated(call: Callable[[], T]) -> T:
 def _broken_off(error: Exception) -> FeatureStoreError:
     text = str(error)
     first = text.partition("\n")[0]
-    full = "No space left" in text or "failed to offload" in text or "max_temp_directory" in text
-    if full or type(error).__name__ == "OutOfMemoryException":
+    if any(one in text for one in _FULL) or type(error).__name__ == "OutOfMemoryException":
         return StoreUnavailableError(
             f"The join ran out of room: {first} Make room in {place()}, name another folder by "
             f"TMPDIR, or allow more memory by memory_limit."
