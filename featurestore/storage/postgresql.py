@@ -255,7 +255,8 @@ class PostgreSQL:
         if not inside:
             columns = [self._extracted(kind, table.c[name]) for name, kind in types.items()]
             query = sa.select(*columns).where(*where).prefix_with(mark)
-            scan = await postgresql_adbc.open_scan(session, self._literal(query))
+            literal = await asyncio.to_thread(self._literal, query)  # it may have thousands of keys
+            scan = await postgresql_adbc.open_scan(session, literal)
         if scan is None:
             columns = [self.read(kind, table.c[name]) for name, kind in types.items()]
             query = sa.select(*columns).where(*where).prefix_with(mark)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import sqlalchemy as sa
-import sqlalchemy.dialects.postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
 from featurestore.storage.waiting import stoppable, uninterrupted
@@ -85,21 +84,28 @@ async def open_scan(session: Session, sql: str) -> Scan | None:
         return None
     query = sa.select(sa.func.pg_export_snapshot(), *_SEEN)
     snapshot, path, *seen = (await session.execute(query)).one()
-    scan = Scan(conninfo(session.connection.engine.url), snapshot, path, seen, sql)
+    settle = sa.select(sa.func.set_config("search_path", path, sa.true()), *_SEEN[1:])
+    settling = settle.compile(
+        dialect=session.connection.dialect, compile_kwargs={"literal_binds": True}
+    )
+    scan = Scan(conninfo(session.connection.engine.url), snapshot, str(settling), seen, sql)
     if await scan.open():
         return scan
     return None
 
 
 class Scan:
-    """One query by ADBC. Its calls run in threads, one after the other."""
+    """One query by ADBC. Its calls run in threads, one after the other.
+
+    ``settling`` has it look into the session's schemas, and answers with what ``seen`` must be.
+    """
 
     def __init__(
-        self, conninfo: str, snapshot: str, path: str, seen: Sequence[str], sql: str
+        self, conninfo: str, snapshot: str, settling: str, seen: Sequence[str], sql: str
     ) -> None:
         self._conninfo = conninfo
         self._snapshot = snapshot
-        self._path = path
+        self._settling = settling
         self._seen = list(seen)
         self._sql = sql
         self._connection: Any = None
@@ -126,7 +132,7 @@ class Scan:
             self._cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             self._cursor.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
             self._cursor.execute("SET LOCAL timezone = 'UTC'")
-            self._cursor.execute(self._settle())
+            self._cursor.execute(self._settling)
             if [str(value) for value in self._cursor.fetchone()[1:]] != self._seen:
                 self._shut()
                 return False
@@ -138,12 +144,6 @@ class Scan:
             self._shut()
             return False
         return True
-
-    def _settle(self) -> str:
-        """Search the session's schemas; what the connection sees then."""
-        search = sa.func.set_config("search_path", self._path, sa.true())
-        query = sa.select(search, *_SEEN[1:])
-        return str(query.compile(dialect=pg.dialect(), compile_kwargs={"literal_binds": True}))
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in batches of some 16 MB."""

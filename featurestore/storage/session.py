@@ -97,9 +97,12 @@ class Session:
         """The rows of a query, ``size`` at a time, without holding them all."""
         return self._stream(*self.compile(statement, parameters), size)
 
-    def stream_text(self, sql: str, *, size: int) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
-        """The rows of a user's own query, which must run inside :meth:`Dialect.read_only`."""
-        return self._stream(sql, [], size)
+    def stream_text(
+        self, sql: str, values: Sequence[Any] = (), *, size: int
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
+        """The rows of a statement that :meth:`compile` gave, or of a user's own query, which must
+        run inside :meth:`Dialect.read_only`."""
+        return self._stream(sql, values, size)
 
     async def describe(self, sql: str) -> Sequence[tuple[str, pa.DataType | None]]:
         """The columns of a user's own query; see :meth:`Dialect.describe`."""

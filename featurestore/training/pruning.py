@@ -46,7 +46,7 @@ async def history_bounds(
     if len(joins) == 1 and view.view.join_keys:
         keys = await asyncio.to_thread(few_keys, entities.keys, joins[0])
         if keys is not None:
-            conditions.append(_among(session, view, joins[0], keys))
+            conditions.append(await asyncio.to_thread(_among, session, view, joins[0], keys))
     return conditions
 
 
