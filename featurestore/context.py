@@ -194,7 +194,6 @@ class TransactionContext(Context):
         self.on_written = lambda view, keys: wrote(view)
         self._session: Session | None = session
         self._process = os.getpid()
-        self._writer = asyncio.Lock()
         self._calls: set[asyncio.Task[Any]] = set()
         self._owner = asyncio.current_task()
         forks.renew_after_fork(self, TransactionContext.begin_anew)
@@ -242,5 +241,5 @@ class TransactionContext(Context):
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Session]:
         # A call that fails takes its own work back, and the user may go on.
-        async with self._call() as session, self._writer, session.savepoint():
+        async with self._call() as session, session.savepoint():
             yield session

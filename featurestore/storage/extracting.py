@@ -27,7 +27,9 @@ async def arrow_batches(
     size: int = ROWS,
 ) -> AsyncGenerator[pa.RecordBatch, None]:
     """The rows of a query whose columns are read (:meth:`Dialect.read`) as ``types`` has them."""
-    async with aclosing(session.stream(query, size=size)) as chunks:
+    # Thousands of keys may be in it, each a value of its own.
+    sql, values = await asyncio.to_thread(session.compile, query)
+    async with aclosing(session.stream_text(sql, values, size=size)) as chunks:
         async for rows in chunks:
             yield await asyncio.to_thread(_batch, session.dialect, types, rows)
 

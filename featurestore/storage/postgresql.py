@@ -6,7 +6,7 @@ import asyncio
 import datetime as dt
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -281,16 +281,19 @@ class PostgreSQL:
         if not inside:
             columns = [self._extracted(kind, table.c[name]) for name, kind in types.items()]
             query = sa.select(*columns).where(*where).prefix_with(mark)
-            scan = await postgresql_adbc.open_scan(session, self._literal(query))
+            literal = await asyncio.to_thread(self._literal, query)  # it may have thousands of keys
+            scan = await postgresql_adbc.open_scan(session, literal)
         if scan is None:
             columns = [self.read(kind, table.c[name]) for name, kind in types.items()]
             query = sa.select(*columns).where(*where).prefix_with(mark)
-            async for batch in arrow_batches(session, query, types):
-                yield batch
+            async with aclosing(arrow_batches(session, query, types)) as batches:
+                async for batch in batches:
+                    yield batch
             return
         try:
-            async for batch in scan.batches():
-                yield await asyncio.to_thread(_arrived, batch, list(types), kinds)
+            async with aclosing(scan.batches()) as batches:
+                async for batch in batches:
+                    yield await asyncio.to_thread(_arrived, batch, list(types), kinds)
         finally:
             await scan.close()
 
@@ -326,11 +329,11 @@ class PostgreSQL:
     @asynccontextmanager
     async def read_only(self, session: Session) -> AsyncIterator[None]:
         # To be taken back: the transaction goes on to make temporary tables, or to write.
-        await session.execute(sa.text("SAVEPOINT featurestore_query"))
-        await session.execute(sa.text("SET TRANSACTION READ ONLY"))
-        yield
-        await session.execute(sa.text("ROLLBACK TO SAVEPOINT featurestore_query"))
-        await session.execute(sa.text("RELEASE SAVEPOINT featurestore_query"))
+        async with session.savepoint():
+            await session.execute(sa.text("SAVEPOINT featurestore_query"))
+            await session.execute(sa.text("SET TRANSACTION READ ONLY"))
+            yield
+            await session.execute(sa.text("ROLLBACK TO SAVEPOINT featurestore_query"))
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         await session.execute(sa.text(f"ANALYZE {_quoted(session, table)}"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 # asyncpg's own.
 _LIBPQ = {
     "ssl": "sslmode", "sslmode": "sslmode", "host": "host", "port": "port",
+    "user": "user", "password": "password", "dbname": "dbname", "database": "dbname",
     "passfile": "passfile", "sslrootcert": "sslrootcert", "sslcert": "sslcert",
     "sslkey": "sslkey", "options": "options", "krbsrvname": "krbsrvname",
 }  # fmt: skip
+_CONNECT_SECONDS = 10
+"""How long connecting may take: it cannot be interrupted."""
+
 _SSL_WORDS = {"true": "require", "True": "require", "false": "disable", "False": "disable"}
 
 
@@ -37,42 +41,79 @@ def is_installed() -> bool:
     return importlib.util.find_spec("adbc_driver_postgresql") is not None
 
 
-def uri_of(url: sa.URL) -> str:
-    """An engine's URL as libpq reads it, with its password."""
-    query: dict[str, str] = {}
+def conninfo(url: sa.URL) -> str:
+    """An engine's URL as libpq reads it, with its password.
+
+    As keywords and values: a URL has characters that it and libpq escape differently.
+    """
+    said: dict[str, Any] = {
+        "host": url.host,
+        "port": url.port,
+        "user": url.username,
+        "password": url.password,
+        "dbname": url.database,
+        "connect_timeout": _CONNECT_SECONDS,
+    }
     for name, value in url.query.items():
         if name in _LIBPQ and isinstance(value, str):
-            query[_LIBPQ[name]] = _SSL_WORDS.get(value, value) if name == "ssl" else value
-    plain = url.set(drivername="postgresql", query=query)
-    return plain.render_as_string(hide_password=False)
+            said[_LIBPQ[name]] = _SSL_WORDS.get(value, value) if name == "ssl" else value
+    return " ".join(
+        f"{name}='{_escaped(str(value))}'" for name, value in said.items() if value is not None
+    )
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace("'", "\\'")
+
+
+# What a name means, and what may be seen: by which schemas, which user, and at which server, whose
+# snapshots may have the same names as another's.
+_SEEN = (
+    sa.func.current_setting("search_path"),
+    sa.cast(sa.func.current_user(), sa.Text),
+    sa.cast(sa.func.pg_postmaster_start_time(), sa.Text),
+)
 
 
 async def open_scan(session: Session, sql: str) -> Scan | None:
     """A query of the session's snapshot, under way on a connection of its own; None where there
-    can be none. Its owner closes it. Not for a transaction that has written: nobody else sees that.
+    can be none: it may belong to another user, who may not read there. Its owner closes it. Not
+    for a transaction that has written: nobody else sees that.
     """
     if not is_installed():
         return None
-    exported = await session.execute(sa.select(sa.func.pg_export_snapshot()))
-    scan = Scan(uri_of(session.connection.engine.url), str(exported.scalar_one()), sql)
+    query = sa.select(sa.func.pg_export_snapshot(), *_SEEN)
+    snapshot, path, *seen = (await session.execute(query)).one()
+    settle = sa.select(sa.func.set_config("search_path", path, sa.true()), *_SEEN[1:])
+    settling = settle.compile(
+        dialect=session.connection.dialect, compile_kwargs={"literal_binds": True}
+    )
+    scan = Scan(conninfo(session.connection.engine.url), snapshot, str(settling), seen, sql)
     if await scan.open():
         return scan
     return None
 
 
 class Scan:
-    """One query by ADBC. Its calls run in threads, one after the other."""
+    """One query by ADBC. Its calls run in threads, one after the other.
 
-    def __init__(self, uri: str, snapshot: str, sql: str) -> None:
-        self._uri = uri
+    ``settling`` has it look into the session's schemas, and answers with what ``seen`` must be.
+    """
+
+    def __init__(
+        self, conninfo: str, snapshot: str, settling: str, seen: Sequence[str], sql: str
+    ) -> None:
+        self._conninfo = conninfo
         self._snapshot = snapshot
+        self._settling = settling
+        self._seen = list(seen)
         self._sql = sql
         self._connection: Any = None
         self._cursor: Any = None
         self._reader: pa.RecordBatchReader | None = None
 
     async def open(self) -> bool:
-        """Connect; whether that was possible."""
+        """Connect and begin the query; whether that was possible."""
         try:
             return bool(await self._run(self._connect))
         except BaseException:
@@ -83,7 +124,7 @@ class Scan:
         from adbc_driver_postgresql import dbapi
 
         try:
-            self._connection = dbapi.connect(self._uri, autocommit=True)
+            self._connection = dbapi.connect(self._conninfo, autocommit=True)
         except dbapi.Error:
             return False
         self._cursor = self._connection.cursor()
@@ -91,25 +132,23 @@ class Scan:
             self._cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             self._cursor.execute(f"SET TRANSACTION SNAPSHOT '{self._snapshot}'")
             self._cursor.execute("SET LOCAL timezone = 'UTC'")
-        except dbapi.Error:
-            self._shut()  # another server than the session's, behind the same address
+            self._cursor.execute(self._settling)
+            if [str(value) for value in self._cursor.fetchone()[1:]] != self._seen:
+                self._shut()
+                return False
+            self._cursor.execute(self._sql)
+            self._reader = self._cursor.fetch_record_batch()
+        except (dbapi.Error, pa.ArrowException, OSError):
+            # Another server than the session's behind the same address, or another user, or other
+            # settings: the session's own connection is right, and tells what is wrong beside.
+            self._shut()
             return False
         return True
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in batches of some 16 MB."""
-        await self._run(self._execute)
         while (batch := await self._run(self._next)) is not None:
             yield batch
-
-    def _execute(self) -> None:
-        from adbc_driver_postgresql import dbapi
-
-        try:
-            self._cursor.execute(self._sql)
-            self._reader = self._cursor.fetch_record_batch()
-        except dbapi.Error as error:
-            raise _broken_off(error) from error
 
     def _next(self) -> pa.RecordBatch | None:
         from adbc_driver_postgresql import dbapi

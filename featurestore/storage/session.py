@@ -27,7 +27,8 @@ class Session:
     """One connection at work: Core statements, raw reads, bulk inserts.
 
     Statements of several tasks are run one after the other. ``dialect`` has what differs between
-    the databases.
+    the databases. ``nesting`` is held by what changes the transaction for a while: savepoints of
+    several tasks do not overlap.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Session:
         self.dialect = dialect
         self.label = label
         self._lock = asyncio.Lock()
+        self.nesting = asyncio.Lock()
         self._temporary = 0
         self._broken = False
 
@@ -95,9 +97,12 @@ class Session:
         """The rows of a query, ``size`` at a time, without holding them all."""
         return self._stream(*self.compile(statement, parameters), size)
 
-    def stream_text(self, sql: str, *, size: int) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
-        """The rows of a user's own query, which must run inside :meth:`Dialect.read_only`."""
-        return self._stream(sql, [], size)
+    def stream_text(
+        self, sql: str, values: Sequence[Any] = (), *, size: int
+    ) -> AsyncGenerator[Sequence[Sequence[Any]], None]:
+        """The rows of a statement that :meth:`compile` gave, or of a user's own query, which must
+        run inside :meth:`Dialect.read_only`."""
+        return self._stream(sql, values, size)
 
     async def describe(self, sql: str) -> Sequence[tuple[str, pa.DataType | None]]:
         """The columns of a user's own query; see :meth:`Dialect.describe`."""
@@ -142,6 +147,11 @@ class Session:
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
         """What fails inside is taken back, the transaction around it goes on."""
+        async with self.nesting, self._savepoint():
+            yield
+
+    @asynccontextmanager
+    async def _savepoint(self) -> AsyncIterator[None]:
         self.check_open()
 
         async def begin() -> AsyncTransaction:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
@@ -23,6 +23,7 @@ from featurestore.storage import sqlite_online, sqlite_push
 from featurestore.storage.dialect import Found, Lookups, Match, Types
 from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.forks import opened_file
+from featurestore.storage.queries import without_end
 from featurestore.storage.rule import keys_written, settle_conflict
 from featurestore.storage.sqlite_values import arrow, decode, encode, physical
 from featurestore.storage.sqlite_wire import BUSY_MILLISECONDS, interrupt, patiently, run
@@ -32,7 +33,7 @@ from featurestore.storage.tables import (
     counter,
     newest_first,
 )
-from featurestore.storage.waiting import stoppable
+from featurestore.storage.waiting import stoppable, uninterrupted
 from featurestore.types import (
     ArrayType,
     DecimalType,
@@ -240,8 +241,9 @@ class SQLite:
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         # Not by ADBC: a second SQLite library in one process would drop the first one's locks.
         query = sa.select(*(table.c[name] for name in types)).where(*where).prefix_with(mark)
-        async for batch in arrow_batches(session, query, types):
-            yield batch
+        async with aclosing(arrow_batches(session, query, types)) as batches:
+            async for batch in batches:
+                yield batch
 
     async def estimate_rows(self, session: Session, table: sa.Table) -> int:
         # A count goes through an index, some 10 ms for a million rows.
@@ -252,18 +254,24 @@ class SQLite:
         self, session: Session, sql: str
     ) -> Sequence[tuple[str, pa.DataType | None]]:
         def names(raw: sqlite3.Connection) -> list[tuple[str, pa.DataType | None]]:
-            cursor = raw.execute(f"SELECT * FROM ({sql}) LIMIT 0")  # noqa: S608 - the user's own
+            query = without_end(sql)
+            cursor = raw.execute(f"SELECT * FROM (\n{query}\n) LIMIT 0")  # noqa: S608 - the user's own
             return [(name, None) for name, *_ in cursor.description]
 
         return await run(session.driver, names)
 
     @asynccontextmanager
     async def read_only(self, session: Session) -> AsyncIterator[None]:
-        await run(session.driver, lambda raw: raw.execute("PRAGMA query_only=ON"))
-        try:
-            yield
-        finally:
-            await run(session.driver, lambda raw: raw.execute("PRAGMA query_only=OFF"))
+        def switch(raw: sqlite3.Connection, value: str) -> None:
+            raw.execute(f"PRAGMA query_only={value}")
+
+        async with session.nesting:
+            try:
+                await run(session.driver, lambda raw: switch(raw, "ON"))
+                yield
+            finally:
+                # The connection is used again, by writers too.
+                await uninterrupted(run(session.driver, lambda raw: switch(raw, "OFF")))
 
     async def analyze(self, session: Session, table: sa.Table) -> None:
         return None  # every query here has one index to go by

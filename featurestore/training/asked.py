@@ -15,6 +15,7 @@ from featurestore.selection import Features, Request, resolve
 from featurestore.storage.marks import Mark, check_mark, mark_at
 from featurestore.storage.registry import Catalog
 from featurestore.storage.session import Session
+from featurestore.training.history import source_of
 from featurestore.training.memory import Memory
 from featurestore.training.report import OnTraining
 from featurestore.training.rule import KnownBy
@@ -49,12 +50,7 @@ class Asked:
         if self.engine not in engines:
             raise DefinitionError(f"engine={self.engine!r} is not known; use {_either(engines)}.")
         if self.engine in _EXTRAS:
-            package, extra = _EXTRAS[self.engine]
-            if importlib.util.find_spec(package) is None:
-                raise DefinitionError(
-                    f"engine={self.engine!r} needs the package {package}: "
-                    f"pip install 'featurestore[{extra}]'. engine='sql' does without."
-                )
+            check_installed(self.engine, f"engine={self.engine!r}", " engine='sql' does without.")
         if self.known_by is not None and self.known_by not in get_args(KnownBy):
             raise DefinitionError(
                 f"known_by={self.known_by!r}: it is 'created_timestamp', or None."
@@ -67,9 +63,22 @@ class Asked:
                 raise DefinitionError(f"read_from={one!r}: it is 'history' or 'source'.")
         if not isinstance(self.timestamp_column, str):
             raise DefinitionError("timestamp_column must be the name of a column.")
+        if self.progress is not None and not callable(self.progress):
+            raise DefinitionError(
+                f"progress={self.progress!r}: it is a function, called with how far it is."
+            )
 
     def from_source(self, request: Request) -> frozenset[str]:
-        """The views that are read from their files."""
+        """The views that are read from their files; :class:`DefinitionError` where one has none."""
+        chosen = self._chosen(request)
+        for join in request.joins:
+            if join.view.name in chosen:
+                source_of(join.view)
+        if chosen and self.engine != "daft":
+            check_installed("duckdb", "read_from='source'")
+        return chosen
+
+    def _chosen(self, request: Request) -> frozenset[str]:
         views = {join.view.name for join in request.joins}
         if not isinstance(self.read_from, Mapping):
             return frozenset(views if self.read_from == "source" else ())
@@ -77,6 +86,16 @@ class Asked:
             if name not in views:
                 raise NotFoundError.of("view", name, views, " among those that are read")
         return frozenset(name for name, place in self.read_from.items() if place == "source")
+
+
+def check_installed(engine: str, what: str, instead: str = "") -> None:
+    """Raise :class:`DefinitionError` where the package of an engine, that ``what`` needs, is not
+    there: it says which extra brings it."""
+    package, extra = _EXTRAS[engine]
+    if importlib.util.find_spec(package) is None:
+        raise DefinitionError(
+            f"{what} needs the package {package}: pip install 'featurestore[{extra}]'.{instead}"
+        )
 
 
 def _either(choices: tuple[str, ...]) -> str:

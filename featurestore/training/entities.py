@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -22,10 +25,12 @@ from featurestore.errors import (
 )
 from featurestore.ingest.casts import cast
 from featurestore.selection import Request
+from featurestore.storage.queries import reading_for_user
 from featurestore.storage.session import Session
+from featurestore.storage.waiting import stoppable_thread
 from featurestore.training.rule import AT, ROW
 from featurestore.training.spool import IN_MEMORY_BYTES, collected
-from featurestore.training.threads import beside, is_small
+from featurestore.training.threads import is_small
 from featurestore.types import (
     Bool,
     Date,
@@ -40,9 +45,9 @@ PIECE_ROWS = 65_536
 
 _SHOWN = 10
 _SQL = re.compile(
-    # Not table.parquet, which is a file.
-    r"\s*(?:--[^\n]*\n\s*|\(\s*)*(?:select|with|values|table)(?=[\s(*\"'])",
-    re.IGNORECASE,
+    # A file may be called values.parquet, or lie in with/: more than the word itself is a query.
+    r"(?:\s+|--[^\n]*\n|/\*.*?\*/|\()*(?:select|with|values|table)(?=[\s(\"'*]|--|/\*)",
+    re.IGNORECASE | re.DOTALL,
 )
 _SQL_ROWS = 16_384
 
@@ -88,19 +93,25 @@ async def open_entities(
         types = {**request.key_columns, timestamp_column: Timestamp}
         table = await asyncio.to_thread(_typed, table, types)
     else:
-        is_table = isinstance(entity_df, pa.Table)
-        table = await beside(is_table, read_entities, entity_df, limit)
-    small = is_small(table, limit)
-    return await beside(small, prepare_entities, table, request, timestamp_column, source, limit)
+        if isinstance(entity_df, pa.Table):
+            table = read_entities(entity_df)
+        else:
+            table = await stoppable_thread(lambda stopped: read_entities(entity_df, limit, stopped))
+    prepare = partial(prepare_entities, table, request, timestamp_column, source, limit)
+    if is_small(table, limit):
+        return prepare()
+    return await stoppable_thread(lambda stopped: prepare(stopped=stopped))
 
 
 # --- reading --------------------------------------------------------------------------------
 
 
-def read_entities(entity_df: Any, limit: int = IN_MEMORY_BYTES) -> pa.Table:
+def read_entities(
+    entity_df: Any, limit: int = IN_MEMORY_BYTES, stopped: threading.Event | None = None
+) -> pa.Table:
     """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings, a path to Parquet.
-    For a thread."""
-    return _usable(_read(entity_df, limit))
+    For a thread, which ends early when ``stopped`` is set."""
+    return _usable(_read(entity_df, limit, stopped))
 
 
 def _usable(table: pa.Table) -> pa.Table:
@@ -121,11 +132,11 @@ def _usable(table: pa.Table) -> pa.Table:
     return table
 
 
-def _read(entity_df: Any, limit: int) -> pa.Table:
+def _read(entity_df: Any, limit: int, stopped: threading.Event | None) -> pa.Table:
     if isinstance(entity_df, pa.Table):
         return entity_df
     if isinstance(entity_df, str | os.PathLike):
-        return _read_parquet(os.fspath(entity_df), limit)
+        return _read_parquet(os.fspath(entity_df), limit, stopped)
     try:
         if type(entity_df).__module__.startswith("pandas"):
             # Its own Arrow stream would bring the index along as a column.
@@ -134,7 +145,7 @@ def _read(entity_df: Any, limit: int) -> pa.Table:
             return pa.Table.from_batches([entity_df])
         if hasattr(entity_df, "__arrow_c_stream__"):
             reader = pa.RecordBatchReader.from_stream(entity_df)
-            return collected(reader, reader.schema, limit)
+            return collected(reader, reader.schema, limit, stopped)
         if isinstance(entity_df, Mapping):
             return pa.table(dict(entity_df))
         if isinstance(entity_df, Sequence) and not isinstance(entity_df, bytes):
@@ -147,9 +158,15 @@ def _read(entity_df: Any, limit: int) -> pa.Table:
     )
 
 
-def _read_parquet(path: str, limit: int) -> pa.Table:
+def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.Table:
     import pyarrow.parquet as pq
 
+    if not path.strip():
+        raise SourceError(
+            "The entity table is an empty text: give the path of a Parquet file, or a query."
+        )
+    if os.path.isdir(path):
+        raise SourceError(f"{path} is a folder: the entity table is one Parquet file.")
     if not os.path.exists(path):
         raise SourceError(
             f"{path}: there is no such Parquet file (looked from {os.getcwd()}); a query would "
@@ -159,18 +176,20 @@ def _read_parquet(path: str, limit: int) -> pa.Table:
         # One piece after the other: the file may be larger than memory.
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
-            return collected(file.iter_batches(batch_size=PIECE_ROWS), schema, limit)
+            batches = file.iter_batches(batch_size=PIECE_ROWS)
+            return collected(batches, schema, limit, stopped)
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
 
 
 async def _query(session: Session, sql: str) -> pa.Table:
     """The rows of a query, which must not write; they are held in memory."""
-    statement = sql.strip().rstrip(";")
-    async with session.dialect.read_only(session):
-        columns = await session.describe(statement)
-        chunks = session.stream_text(statement, size=_SQL_ROWS)
-        parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
+    with reading_for_user(session.label):
+        async with session.dialect.read_only(session):
+            columns = await session.describe(sql)
+            _check_doubled([name for name, _ in columns])
+            async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
+                parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
     try:
         empty = _part(columns, [])
         return pa.concat_tables(parts or [empty], promote_options="permissive")
@@ -239,6 +258,7 @@ def prepare_entities(
     timestamp_column: str,
     source: str | None = None,
     limit: int = IN_MEMORY_BYTES,
+    stopped: threading.Event | None = None,
 ) -> Entities:
     """Check an entity table, and make its keys and times ready; see :func:`open_entities`."""
     types = {**request.key_columns, timestamp_column: Timestamp}
@@ -260,7 +280,7 @@ def prepare_entities(
             yield pa.RecordBatch.from_arrays([rows, times, *named], schema=pa.schema(stored))
             first += batch.num_rows
 
-    read = collected(keys(), pa.schema(stored), limit)
+    read = collected(keys(), pa.schema(stored), limit, stopped)
     checks.finish()
     return Entities(table, read, source)
 
@@ -310,11 +330,15 @@ class _Checks:
             raise InvalidRowsError("the entity table", shown, count=self._count)
 
 
-def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
-    names = table.column_names
+def _check_doubled(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
         raise SchemaMismatchError(f"The entity table has two columns named {doubled[0]!r}.")
+
+
+def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
+    names = table.column_names
+    _check_doubled(names)
     for output in request.outputs:
         if output.name in names:
             join = request.joins[output.join]
@@ -322,6 +346,12 @@ def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureT
                 f"The entity table has a column {output.name!r}, and so is the output of "
                 f"{join.name}:{join.features[output.position]} named. Rename the column, or read "
                 f"with full_feature_names=True."
+            )
+    for name in request.key_columns:
+        if name in (ROW, AT):
+            raise DefinitionError(
+                f"The join key column {name!r} of the entity table has a name that the join needs "
+                f"itself: map the key to a column of another name."
             )
     for name, kind in types.items():
         if name not in names:

@@ -43,10 +43,11 @@ def history_schema(types: Mapping[str, FeatureType]) -> pa.Schema:
 
 async def source_files(view: RegisteredView) -> list[SourceFile]:
     """The files of the view's own source, in the order in which they would be loaded."""
-    return await resolve_sources(list(_source(view).paths))
+    return await resolve_sources(list(source_of(view).paths))
 
 
-def _source(view: RegisteredView) -> ParquetSource:
+def source_of(view: RegisteredView) -> ParquetSource:
+    """The view's own source; :class:`DefinitionError` where it has none."""
     if view.view.source is None:
         raise DefinitionError(
             f"view {view.name!r} has no source to be read from: give it one, or read its history."
@@ -65,7 +66,7 @@ async def read_source(
     now = await session.dialect.now(session)
     layout, arrival = Layout(narrow), 0
     for file in await source_files(view):
-        async with aclosing(_read_file(narrow, _source(view), file)) as pieces:
+        async with aclosing(_read_file(narrow, source_of(view), file)) as pieces:
             async for piece in pieces:
                 table = pa.Table.from_batches([piece.batch])
                 rows = await asyncio.to_thread(stamp, table, layout, arrival, now)

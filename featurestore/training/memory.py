@@ -14,6 +14,7 @@ _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([KMGT]?)B|([KMGT])iB)", re.IGNORECASE)
 
 LEAST = 128 * _MIB
+_MOST = 1 << 50  # no machine has that much, and DuckDB takes no larger number
 THREAD_BYTES = 128 * _MIB
 """What DuckDB wants for each thread to sort with, by its guide for performance."""
 
@@ -43,10 +44,10 @@ class Memory:
 def parse_size(size: int | str) -> int:
     """A number of bytes, or text such as ``"1GB"`` or ``"512 MiB"``."""
     if isinstance(size, int) and not isinstance(size, bool):
-        count = size
+        count = min(size, _MOST)
     elif isinstance(size, str) and (match := _SIZE.fullmatch(size.strip())):
         factor = _BINARY[match[3].upper()] if match[3] else _UNITS[(match[2] or "").upper()]
-        count = int(float(match[1]) * factor)
+        count = int(min(float(match[1]) * factor, _MOST))
     else:
         raise DefinitionError(
             f"memory_limit={size!r}: it is a number of bytes, or text such as '4GB' or '512MiB'."

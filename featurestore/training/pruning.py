@@ -46,7 +46,7 @@ async def history_bounds(
     if len(joins) == 1 and view.view.join_keys:
         keys = await asyncio.to_thread(few_keys, entities.keys, joins[0])
         if keys is not None:
-            conditions.append(_among(session, view, joins[0], keys))
+            conditions.append(await asyncio.to_thread(_among, session, view, joins[0], keys))
     return conditions
 
 
@@ -75,12 +75,10 @@ def _among(
     kinds, bind = view.view.join_keys, session.dialect.bind
     if not keys.num_rows:
         return sa.false()
-    values = [keys.column(column).to_pylist() for _, column in join.columns]
-    rows = [
-        [bind(kinds[key], value) for (key, _), value in zip(join.columns, row, strict=True)]
-        for row in zip(*values, strict=True)
-    ]
-    columns = [view.history.c[key] for key, _ in join.columns]
-    if len(columns) == 1:
-        return columns[0].in_([row[0] for row in rows])
-    return sa.tuple_(*columns).in_([sa.tuple_(*row) for row in rows])
+    # Column by column: more rows than those of the keys' combinations, each of which PostgreSQL
+    # would compare with every row, where it looks single values up in a hash table.
+    conditions = []
+    for key, column in join.columns:
+        values = pc.unique(keys.column(column)).to_pylist()
+        conditions.append(view.history.c[key].in_([bind(kinds[key], one) for one in values]))
+    return sa.and_(*conditions)

@@ -16,6 +16,7 @@ from featurestore.ingest.ahead import ahead
 from featurestore.selection import Join, Request
 from featurestore.storage.marks import Mark, Removal, removed_since, unseen
 from featurestore.storage.session import Session
+from featurestore.storage.waiting import in_thread
 from featurestore.training.asked import Asked, resolve_mark
 from featurestore.training.assembly import Assembly, JoinSum
 from featurestore.training.cluster import Copies, find_copies, join_on_cluster, mark_of
@@ -250,10 +251,10 @@ async def read_training_set(context: Context, entity_df: Any, asked: Asked) -> T
         try:
             async with aclosing(reading.batches()) as batches:
                 async for batch in batches:
-                    await beside(reading.small, gathered.add, batch)
-            table = await beside(reading.small, gathered.table)
+                    await in_thread(gathered.add, batch, small=reading.small)
+            table = await in_thread(gathered.table, small=reading.small)
         finally:
-            await beside(not gathered.on_disk, gathered.close)
+            await in_thread(gathered.close, small=not gathered.on_disk)
         return await reading.result(table)
 
 

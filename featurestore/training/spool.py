@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO
@@ -27,10 +28,17 @@ def spilling() -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreUnavailableError(
-            f"Temporary files in {tempfile.gettempdir()} cannot be written: "
-            f"{error.strerror or error}. Make room there, name another folder by TMPDIR, or allow "
-            f"more memory by memory_limit."
+            f"Temporary files in {place()} cannot be written: {error.strerror or error}. Make room "
+            f"there, name another folder by TMPDIR, or allow more memory by memory_limit."
         ) from error
+
+
+def place() -> str:
+    """The folder of temporary files, for people."""
+    try:
+        return tempfile.gettempdir()
+    except OSError:  # there is none that could be written
+        return os.environ.get("TMPDIR") or "the system's folder for them"
 
 
 class Spool:
@@ -39,10 +47,15 @@ class Spool:
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
+        self._removed = False
         with spilling():
             handle, self._path = tempfile.mkstemp(prefix="featurestore-", suffix=".arrow")
             self._file: IO[bytes] = os.fdopen(handle, "wb")
-        self._writer = pa.ipc.new_file(self._file, schema)
+            try:
+                self._writer = pa.ipc.new_file(self._file, schema)
+            except BaseException:
+                self.close()
+                raise
 
     def write(self, batch: pa.RecordBatch | pa.Table) -> None:
         with spilling():
@@ -59,13 +72,15 @@ class Spool:
 
     def close(self) -> None:
         """Throw away what was written; after :meth:`table`, nothing."""
-        if not self._file.closed:
-            # Not through the writer, which would write an end that a full disk may refuse.
-            with suppress(OSError):
-                self._file.close()
-            self._remove()
+        # Not through the writer, which would write an end that a full disk may refuse.
+        with suppress(OSError):
+            self._file.close()
+        self._remove()
 
     def _remove(self) -> None:
+        if self._removed:
+            return
+        self._removed = True
         with suppress(OSError):  # where open files cannot be removed they stay until a clean-up
             os.unlink(self._path)
 
@@ -108,12 +123,18 @@ class Collected:
 
 
 def collected(
-    batches: Iterable[pa.RecordBatch], schema: pa.Schema, limit: int = IN_MEMORY_BYTES
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    limit: int = IN_MEMORY_BYTES,
+    stopped: threading.Event | None = None,
 ) -> pa.Table:
-    """All of ``batches`` as one table, on disk where it is larger than ``limit`` bytes."""
+    """All of ``batches`` as one table, on disk where it is larger than ``limit`` bytes; no more of
+    them when ``stopped`` is set."""
     gathered = Collected(schema, limit)
     try:
         for batch in batches:
+            if stopped is not None and stopped.is_set():
+                break
             gathered.add(batch)
         return gathered.table()
     finally:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import sqlalchemy as sa
 
+from featurestore.errors import FeatureStoreError
 from featurestore.selection import Join
 from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
+from featurestore.storage.waiting import uninterrupted
 from featurestore.training.entities import Entities
 from featurestore.training.rule import AT, ROW, Matched, Question
 from featurestore.training.threads import beside, is_small
@@ -45,14 +47,13 @@ async def join_in_database(
     if len(entities) <= INLINE_ROWS:
         inline = session.dialect.rows_inline(types)
     if inline is None:
-        wanted = await _temporary_table(session, rows, types)
-        query, layout = _query(session, wanted, question)
-        # One statement: in a transaction that others commit beside, each would see another state.
-        async with aclosing(session.stream(query, size=CHUNK_ROWS)) as chunks:
-            async for chunk in chunks:
-                yield await asyncio.to_thread(_chunk, session, chunk, layout)
-        if session.dialect.keeps_temporary_tables:
-            await session.execute(sa.schema.DropTable(wanted))
+        async with _uploaded(session, rows, types) as wanted:
+            query, layout = _query(session, wanted, question)
+            # One statement: in a transaction that others commit beside, each would see another
+            # state.
+            async with aclosing(session.stream(query, size=CHUNK_ROWS)) as chunks:
+                async for chunk in chunks:
+                    yield await asyncio.to_thread(_chunk, session, chunk, layout)
         return
     statement = _statement(session, inline, question)
     values = await beside(is_small(rows), session.dialect.inline_values, rows, types)
@@ -103,11 +104,26 @@ def _statement(session: Session, inline: sa.FromClause, question: Question) -> _
     return made
 
 
-async def _temporary_table(
+@asynccontextmanager
+async def _uploaded(
     session: Session, rows: pa.Table, types: dict[str, FeatureType]
-) -> sa.Table:
+) -> AsyncGenerator[sa.Table, None]:
+    """The entity rows in a temporary table, for as long as it is open."""
+    table = _temporary_table(session, types)
+    try:
+        await _fill(session, table, rows, types)
+        yield table
+    finally:
+        if session.dialect.keeps_temporary_tables:
+            # Whatever broke it off: the connection is used again. An error is told by what it
+            # broke, and its rollback takes the table along.
+            with suppress(FeatureStoreError):
+                await uninterrupted(session.execute(sa.schema.DropTable(table, if_exists=True)))
+
+
+def _temporary_table(session: Session, types: dict[str, FeatureType]) -> sa.Table:
     dialect = session.dialect
-    table = sa.Table(
+    return sa.Table(
         session.temporary_name(),
         sa.MetaData(),
         *(
@@ -126,7 +142,12 @@ async def _temporary_table(
         prefixes=["TEMPORARY"],
         postgresql_on_commit="DROP",
     )
-    if dialect.keeps_temporary_tables:  # one may be left of a stream that was not read to its end
+
+
+async def _fill(
+    session: Session, table: sa.Table, rows: pa.Table, types: dict[str, FeatureType]
+) -> None:
+    if session.dialect.keeps_temporary_tables:  # one that could not be dropped
         await session.execute(sa.schema.DropTable(table, if_exists=True))
     await session.execute(sa.schema.CreateTable(table))
 
@@ -135,8 +156,7 @@ async def _temporary_table(
             yield batch
 
     await session.insert(table, batches(), types)
-    await dialect.analyze(session, table)
-    return table
+    await session.dialect.analyze(session, table)
 
 
 def _query(

@@ -18,43 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from oracle import Draft, Oracle
 from strategies import FEATURES, NOW, TTL, PointInTimeCase, point_in_time_cases
+from ways import WAYS, asked
 
 import featurestore as fs
-from featurestore.selection import resolve
-from featurestore.training.asked import Asked, names_of
-from featurestore.training.memory import Memory
-from featurestore.training.read import read_training_set
 
 KINDS = kinds(TTL)
-
-IN_MEMORY = Memory(engine=256 << 20, history=64 << 20, results=64 << 20, threads=1)
-ON_DISK = Memory(engine=256 << 20, history=0, results=0, threads=2)
-WAYS = {
-    "sql": ("sql", IN_MEMORY),
-    "duckdb in memory": ("duckdb", IN_MEMORY),
-    "duckdb on disk": ("duckdb", ON_DISK),
-    "sql, result on disk": ("sql", ON_DISK),
-}
-"""Engines, and the memory that sends them one way or the other."""
-
-
-async def asked(
-    store: fs.FeatureStore, entities: Any, features: Any, way: str, **options: Any
-) -> fs.TrainingSet:
-    """A training set by one way."""
-    engine, memory = WAYS[way]
-    question = Asked(
-        names=lambda catalog: names_of(features, catalog),
-        find=lambda catalog: _resolve(features, catalog),
-        engine=engine,
-        memory=memory,
-        **options,
-    )
-    return await read_training_set(store._context, entities, question)
-
-
-def _resolve(features: Any, catalog: Any) -> Any:
-    return resolve(features, catalog, full_feature_names=False)
 
 
 @pytest.fixture

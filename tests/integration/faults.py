@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import itertools
+import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -198,3 +199,22 @@ def spread(points: int, last: int) -> list[int]:
     if last <= points:
         return list(range(1, last + 1))
     return sorted({1 + round(index * (last - 1) / (points - 1)) for index in range(points)})
+
+
+class SmallDisk:
+    """A folder on a file system of 4 MB."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def grow(self) -> None:
+        """Make room on it."""
+        self._remount("size=64m")
+
+    def lock(self) -> None:
+        """Let nothing be written to it."""
+        self._remount("ro")
+
+    def _remount(self, options: str) -> None:
+        command = ["mount", "-o", f"remount,{options}", str(self.folder)]
+        subprocess.run(command, check=True, capture_output=True)

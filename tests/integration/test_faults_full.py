@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from faults import NAME, VIEW, Complaints, State, new_project, opened, rows_table, state
+from faults import (
+    NAME,
+    VIEW,
+    Complaints,
+    SmallDisk,
+    State,
+    new_project,
+    opened,
+    rows_table,
+    state,
+)
 from faults import write_file as write
 from server import RestartableServer
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -26,32 +35,6 @@ from featurestore.storage.address import resolve_url
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("files") / "rows.parquet"
     return write(path, rows_table(60_000, bad_every=20_000))
-
-
-class SmallDisk:
-    """A folder on a file system of 4 MB."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def grow(self) -> None:
-        """Make room on it."""
-        command = ["mount", "-o", "remount,size=64m", str(self.folder)]
-        subprocess.run(command, check=True, capture_output=True)
-
-
-@pytest.fixture
-def small_disk() -> Iterator[SmallDisk]:
-    folder = Path("/tmp") / f"featurestore-small-disk-{os.getpid()}"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "none", str(folder)]
-    done = subprocess.run(mount, capture_output=True, text=True) if shutil.which("mount") else None
-    if done is None or done.returncode:
-        folder.rmdir()
-        pytest.skip("only root may mount a small file system; the tests of limits stand in for it")
-    yield SmallDisk(folder)
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-    folder.rmdir()
 
 
 async def undisturbed(path: Path, folder: Path) -> State:

@@ -11,27 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from featurestore.errors import FeatureStoreError, StoreUnavailableError
-from featurestore.storage.waiting import stoppable, uninterrupted
+from featurestore.storage.waiting import in_thread, stoppable, uninterrupted
 from featurestore.training.memory import Memory
-from featurestore.training.spool import spilling
+from featurestore.training.spool import place, spilling
 
 if TYPE_CHECKING:
     import duckdb
 
 T = TypeVar("T")
 
+_FULL = ("No space left", "Could not write", "failed to offload", "max_temp_directory")
+"""What DuckDB says where its files cannot be written, or would take more than they may."""
+
 
 @asynccontextmanager
 async def temporary_folder() -> AsyncGenerator[Path, None]:
-    def make() -> Path:
-        with spilling():
-            return Path(tempfile.mkdtemp(prefix="featurestore-"))
+    made: list[Path] = []
 
-    folder = await asyncio.to_thread(make)
+    def make() -> None:
+        with spilling():
+            made.append(Path(tempfile.mkdtemp(prefix="featurestore-")))
+
     try:
-        yield folder
+        await in_thread(make)
+        yield made[0]
     finally:
-        await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+        for folder in made:  # there is one although whoever asked for it was cancelled
+            await uninterrupted(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
 
 
 class Database:
@@ -44,7 +50,9 @@ class Database:
     @classmethod
     @asynccontextmanager
     async def open(cls, folder: Path, memory: Memory) -> AsyncGenerator[Database, None]:
-        def connect() -> duckdb.DuckDBPyConnection:
+        opened: list[duckdb.DuckDBPyConnection] = []
+
+        def connect() -> None:
             import duckdb
 
             connection = duckdb.connect(
@@ -57,42 +65,42 @@ class Database:
                     "autoload_known_extensions": False,
                 }
             )
+            opened.append(connection)
             connection.execute("SET TimeZone = 'UTC'")
-            return connection
 
-        connection = await asyncio.to_thread(connect)
-        database = cls(connection)
         try:
-            yield database
+            await in_thread(_translated, connect)
+            yield cls(opened[0])
         finally:
-            await uninterrupted(asyncio.to_thread(connection.close))
+            for connection in opened:
+                await uninterrupted(asyncio.to_thread(connection.close))
 
     async def run(
         self, call: Callable[[], T], connection: duckdb.DuckDBPyConnection | None = None
     ) -> T:
         """``call`` in a thread, on the first connection or another; DuckDB's errors as ours."""
 
-        def translated() -> T:
-            import duckdb
-
-            try:
-                return call()
-            except (duckdb.Error, OSError) as error:
-                raise _broken_off(error) from error
-
         async def stop() -> None:
             (connection or self.connection).interrupt()
 
-        return await stoppable(asyncio.to_thread(translated), stop)
+        return await stoppable(asyncio.to_thread(_translated, call), stop)
+
+
+def _translated(call: Callable[[], T]) -> T:
+    import duckdb
+
+    try:
+        return call()
+    except (duckdb.Error, OSError) as error:
+        raise _broken_off(error) from error
 
 
 def _broken_off(error: Exception) -> FeatureStoreError:
     text = str(error)
     first = text.partition("\n")[0]
-    full = "No space left" in text or "failed to offload" in text or "max_temp_directory" in text
-    if full or type(error).__name__ == "OutOfMemoryException":
+    if any(one in text for one in _FULL) or type(error).__name__ == "OutOfMemoryException":
         return StoreUnavailableError(
-            f"The join ran out of room: {first} Make room in {tempfile.gettempdir()}, name another "
-            f"folder by TMPDIR, or allow more memory by memory_limit."
+            f"The join ran out of room: {first} Make room in {place()}, name another folder by "
+            f"TMPDIR, or allow more memory by memory_limit."
         )
     return FeatureStoreError(f"DuckDB could not carry out the join: {first}")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from featurestore.selection import Join
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
 from featurestore.storage.tables import revision_mark
-from featurestore.storage.waiting import uninterrupted
+from featurestore.storage.waiting import in_thread
 from featurestore.training.duckdb_join import statements
 from featurestore.training.duckdb_join.columns import plain_key, single
 from featurestore.training.entities import Entities
@@ -81,11 +81,11 @@ class History:
         try:
             async with ahead(batches) as arriving:
                 async for batch in arriving:
-                    await asyncio.to_thread(gathered.add, batch)
+                    await in_thread(gathered.add, batch)
                     question.report.tell("history", gathered.rows)
-            columns = await asyncio.to_thread(gathered.finish)
+            columns = await in_thread(gathered.finish)
         finally:
-            await uninterrupted(asyncio.to_thread(gathered.close))
+            await in_thread(gathered.close)
         question.report.history_read(view.name, gathered.rows, time.perf_counter() - started)
         return cls(view, columns, gathered.path)
 
@@ -148,7 +148,8 @@ class _Gathered:
         return columns
 
     def close(self) -> None:
+        """After a failure: the file is thrown away."""
         writer, self._writer = self._writer, None
         if writer is not None:
-            with spilling():
+            with suppress(OSError, pa.ArrowException):  # a full disk refuses the end as well
                 writer.close()

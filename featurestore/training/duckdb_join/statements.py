@@ -28,7 +28,9 @@ def history_view(names: Mapping[str, str], keys: Mapping[str, FeatureType]) -> s
         f'epoch_us("{column}") AS {name}' if column in times else f'"{column}" AS {name}'
         for column, name in names.items()
     )
-    return f"CREATE OR REPLACE VIEW history AS SELECT {columns}, a AS id FROM rows_of_history"
+    # A feature may have the name a: the arrival by its own.
+    found = f'"{ARRIVAL}" AS id'
+    return f"CREATE OR REPLACE VIEW history AS SELECT {columns}, {found} FROM rows_of_history"
 
 
 def leaks(plain: str) -> str:

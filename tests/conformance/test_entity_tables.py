@@ -1,0 +1,630 @@
+"""Entity tables of every sort, and what is refused of them before any history is read."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal as Number
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import sqlalchemy as sa
+from builders import (
+    DRIVER,
+    Cases,
+    driver_stats,
+    entity_rows,
+    hour,
+    read_bytes,
+    report,
+    stats,
+    table_of,
+    training,
+    weather,
+    write_bytes,
+    write_parquet,
+)
+from ways import WAYS, asked
+
+import featurestore as fs
+from featurestore.storage.tables import EVENT
+from featurestore.training.pruning import FEW_KEYS
+
+VIEW = driver_stats()
+FEATURES = ["driver_stats:trips"]
+ASKED = entity_rows((1, hour(3)), (2, hour(3)), (1, hour(1.5)))
+TRIPS = [3, None, 1]
+
+
+@pytest.fixture
+async def trips_store(store: fs.FeatureStore) -> fs.FeatureStore:
+    """Driver 1 with trips 0 … 3 by the hour, and an airport."""
+    await store.apply([VIEW, weather()])
+    await store.push(VIEW, [stats(1, hour(n), n / 4, n) for n in range(4)])
+    await store.push("weather", [report("jfk", hour(0), 3.5)])
+    return store
+
+
+@asynccontextmanager
+async def statements(store: fs.FeatureStore) -> AsyncIterator[list[str]]:
+    """The statements that read history meanwhile."""
+    seen: list[str] = []
+
+    def note(conn: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if "__history" in statement and not statement.startswith("LOCK"):
+            seen.append(statement)
+
+    engine = store.engine.sync_engine
+    sa.event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+
+
+# --- names ------------------------------------------------------------------------------------
+
+
+async def test_the_names_that_the_join_uses_are_ordinary_columns(trips_store: fs.FeatureStore):
+    ours = ["__row", "__at", "__arrival", "event", "asked", "id", "r", "a", "c", "t", "k0", "c0"]
+    entities = ASKED
+    for number, name in enumerate(ours):
+        entities = entities.append_column(name, pa.array([number, None, -number], pa.int16()))
+    for way in WAYS:
+        found = (await asked(trips_store, entities, FEATURES, way)).to_arrow()
+        assert found.select(entities.column_names).equals(entities), way
+        assert found["trips"].to_pylist() == TRIPS, way
+
+
+async def test_the_time_column_may_have_such_a_name_and_a_key_may_not(
+    trips_store: fs.FeatureStore,
+):
+    for name in ("__row", "__at", "__arrival"):
+        entities = ASKED.rename_columns(["driver_id", name])
+        for way in WAYS:
+            found = await asked(trips_store, entities, FEATURES, way, timestamp_column=name)
+            assert found.to_arrow()["trips"].to_pylist() == TRIPS, (name, way)
+    for name in ("__row", "__at"):
+        mapped = VIEW[["trips"]].with_join_key_map({"driver_id": name})
+        entities = ASKED.rename_columns([name, "event_timestamp"])
+        with pytest.raises(fs.DefinitionError, match=f"{name}.*another name"):
+            await trips_store.get_historical_features(entities, [mapped])
+
+
+async def test_features_and_keys_may_have_the_names_that_the_join_uses(store: fs.FeatureStore):
+    """Such names as a, which the statements of an engine have for something of their own."""
+    names = ["a", "b", "c", "e", "h", "w", "t", "v", "r", "id", "asked", "k0", "k1", "best"]
+    names += ["ties", "history", "entity", "rows_of_history", "found_0"]
+    keyed = fs.Entity("keyed", join_keys={"k1": fs.Int64, "a": fs.String})
+    view = fs.FeatureView(
+        "odd",
+        entities=[keyed],
+        fields=[fs.Field(name, fs.Int64) for name in names if name not in keyed.join_keys],
+        timestamp_field="event_timestamp",
+        created_timestamp_field="made",
+    )
+    features = [field.name for field in view.fields]
+    plain = fs.FeatureView(
+        "plain",
+        entities=[DRIVER],
+        fields=[fs.Field(name, fs.Int64) for name in names],
+        timestamp_field="event_timestamp",
+    )
+    await store.apply([view, plain])
+
+    def values(number: int, of: list[str]) -> dict[str, int]:
+        return {name: 1000 * number + index for index, name in enumerate(of)}
+
+    for number in range(3):  # a tie: the last counts
+        times = {"event_timestamp": hour(1), "made": hour(2)}
+        await store.push(view, [{"k1": 1, "a": "x", **times, **values(number, features)}])
+        await store.push(
+            plain, [{"driver_id": 1, "event_timestamp": hour(1), **values(number, names)}]
+        )
+    two = pa.table({"k1": [1, 1], "a": ["x", "y"], "event_timestamp": [hour(1), hour(1)]})
+    one = entity_rows((1, hour(1)), (2, hour(1)))
+    for way in WAYS:
+        for entities, read, of in ((two, view, features), (one, plain, names)):
+            found = (await asked(store, entities, [read], way)).to_arrow()
+            rows = found.select(of).to_pylist()
+            assert rows == [values(2, of), dict.fromkeys(of)], (way, read.name)
+            late = await asked(store, entities, [read], way, known_by="created_timestamp")
+            assert late.to_arrow().num_rows == 2
+
+
+# --- rows that do not fit ---------------------------------------------------------------------
+
+
+async def test_null_times_are_told_with_their_rows_wherever_they_are(trips_store: fs.FeatureStore):
+    count = 200_000
+    bad = [3, 65_535, 65_536, 131_071, 131_072, count - 1]
+    times = pa.repeat(pa.scalar(hour(1), fs.Timestamp.arrow), count)
+    mask = pc.is_in(pa.arange(0, count), value_set=pa.array(bad))
+    entities = pa.table(
+        {
+            "driver_id": pa.repeat(1, count),
+            "event_timestamp": pc.if_else(mask, None, times),
+        }
+    )
+    async with statements(trips_store) as seen:
+        with pytest.raises(fs.InvalidRowsError, match="event_timestamp is null") as caught:
+            await trips_store.get_historical_features(entities, FEATURES, engine="duckdb")
+    assert [row.row for row in caught.value.rows] == bad
+    assert caught.value.count == len(bad)
+    assert not seen
+
+    half = entities.set_column(0, "driver_id", pc.if_else(mask, 0.5, pa.repeat(1.0, count)))
+    with pytest.raises(fs.InvalidRowsError) as caught:
+        await trips_store.get_historical_features(half, FEATURES)
+    assert caught.value.count == 2 * len(bad)
+    shown = [(row.row, row.reason.split()[0]) for row in caught.value.rows]
+    assert shown == sorted(shown)
+    assert {row for row, _ in shown} <= set(bad)
+
+
+async def test_what_cannot_be_asked_is_refused_before_history_is_read(
+    trips_store: fs.FeatureStore, tmp_path: Path
+):
+    doubled = pa.Table.from_arrays([*ASKED.columns, ASKED.column(0)], [*ASKED.column_names, "x"])
+    doubled = doubled.rename_columns(["driver_id", "event_timestamp", "driver_id"])
+    text = ASKED.set_column(0, "driver_id", pa.array(["1", "2", "1"]))
+    cases: list[tuple[Any, Any, dict[str, Any], type[fs.FeatureStoreError], str]] = [
+        (ASKED.drop_columns(["driver_id"]), FEATURES, {}, fs.SchemaMismatchError, "'driver_id'"),
+        (ASKED.rename_columns(["driver", "event_timestamp"]), FEATURES, {},
+         fs.SchemaMismatchError, "Did you mean 'driver'"),
+        (text, FEATURES, {}, fs.SchemaMismatchError, "string, which cannot become int64"),
+        (doubled, FEATURES, {}, fs.SchemaMismatchError, "two columns named 'driver_id'"),
+        (ASKED, ["driver_stats:trip"], {}, fs.NotFoundError, "Did you mean 'trips'"),
+        (ASKED, ["driver_stat:trips"], {}, fs.NotFoundError, "Did you mean 'driver_stats'"),
+        (ASKED, ["driver_stats:trips", VIEW.with_name("again")], {}, fs.DefinitionError,
+         "full_feature_names"),
+        (ASKED, FEATURES, {"timestamp_column": 3}, fs.DefinitionError, "timestamp_column"),
+        (ASKED, FEATURES, {"engine": "duckbd"}, fs.DefinitionError, "'duckdb'"),
+        (ASKED, FEATURES, {"memory_limit": "much"}, fs.DefinitionError, "'4GB'"),
+        (ASKED, FEATURES, {"memory_limit": "1MB"}, fs.DefinitionError, "128 MiB are the least"),
+        (ASKED, FEATURES, {"memory_limit": -1}, fs.DefinitionError, "128 MiB are the least"),
+        (ASKED, FEATURES, {"memory_limit": True}, fs.DefinitionError, "'4GB'"),
+        (ASKED, FEATURES, {"read_from": "files"}, fs.DefinitionError, "'history' or 'source'"),
+        (ASKED, FEATURES, {"read_from": {"driver_stats": 1}}, fs.DefinitionError, "or 'source'"),
+        (ASKED, FEATURES, {"read_from": {"driver_stat": "source"}}, fs.NotFoundError,
+         "Did you mean 'driver_stats'"),
+        (ASKED, FEATURES, {"read_from": "source"}, fs.DefinitionError, "has no source"),
+        (ASKED.append_column("airport", pa.array(["jfk"] * 3)), [VIEW, weather()],
+         {"read_from": {"weather": "source"}, "engine": "duckdb"},
+         fs.DefinitionError, "'weather' has no source"),
+        (ASKED, FEATURES, {"as_of": "yesterday"}, fs.DefinitionError, "is no mark"),
+        (ASKED, FEATURES, {"as_of": 5}, fs.DefinitionError, "as_of"),
+        (ASKED, FEATURES, {"as_of": dt.date(2024, 1, 1)}, fs.DefinitionError, "as_of"),
+        (ASKED, FEATURES, {"known_by": "made"}, fs.DefinitionError, "'created_timestamp'"),
+        (ASKED, FEATURES, {"known_by": True}, fs.DefinitionError, "'created_timestamp'"),
+        (ASKED, FEATURES, {"progress": 3}, fs.DefinitionError, "progress"),
+    ]  # fmt: skip
+    with Cases() as told:
+        for entities, features, options, error, words in cases:
+            with told.case(features, options, words):
+                async with statements(trips_store) as seen:
+                    with pytest.raises(error, match=words) as caught:
+                        await trips_store.get_historical_features(entities, features, **options)
+                assert "\n" not in str(caught.value)
+                assert not seen
+
+
+async def test_a_limit_of_memory_may_be_larger_than_any_machine(trips_store: fs.FeatureStore):
+    for limit in ("9999 TB", 1 << 70):
+        rows = await training(trips_store, ASKED, FEATURES, engine="duckdb", memory_limit=limit)
+        assert [row["trips"] for row in rows] == TRIPS
+
+
+async def test_a_progress_callback_that_fails_ends_the_call_and_no_more(
+    trips_store: fs.FeatureStore,
+):
+    def fail(progress: fs.TrainingProgress) -> None:
+        raise LookupError(progress.stage)
+
+    for way in WAYS:
+        with pytest.raises(LookupError):
+            await asked(trips_store, ASKED, FEATURES, way, progress=fail)
+        found = await asked(trips_store, ASKED, FEATURES, way)
+        assert found.to_arrow()["trips"].to_pylist() == TRIPS
+
+
+# --- paths ------------------------------------------------------------------------------------
+
+
+async def test_paths_that_are_no_parquet_file_are_refused_by_name(
+    trips_store: fs.FeatureStore, tmp_path: Path
+):
+    write_parquet(tmp_path / "good.parquet", ASKED)
+    write_bytes(tmp_path / "empty.parquet", b"")
+    write_bytes(tmp_path / "text.parquet", b"driver_id,event_timestamp\n1,2024-01-01\n" * 10)
+    whole = write_parquet(tmp_path / "whole.parquet", ASKED)
+    write_bytes(tmp_path / "half.parquet", read_bytes(whole)[:-20])
+    cases = {
+        "": "empty text",
+        "  ": "empty text",
+        str(tmp_path): "is a folder",
+        str(tmp_path / "*.parquet"): r"\*.parquet: there is no such Parquet file",
+        str(tmp_path / "missing.parquet"): "missing.parquet: there is no such Parquet file",
+        str(tmp_path / "empty.parquet"): "empty.parquet cannot be read as Parquet",
+        str(tmp_path / "text.parquet"): "text.parquet cannot be read as Parquet",
+        str(tmp_path / "half.parquet"): "half.parquet cannot be read as Parquet",
+    }
+    with Cases() as told:
+        for path, words in cases.items():
+            with told.case(path), pytest.raises(fs.SourceError, match=words):
+                await trips_store.get_historical_features(path, FEATURES)
+    rows = await training(trips_store, str(tmp_path / "good.parquet"), FEATURES)
+    assert [row["trips"] for row in rows] == TRIPS
+
+
+async def test_a_path_that_begins_as_a_query_does_is_a_path(
+    trips_store: fs.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("values.parquet", "table-1.parquet", "with/it.parquet", "select.parquet"):
+        write_parquet(tmp_path / name, ASKED)
+        rows = await training(trips_store, name, FEATURES)
+        assert [row["trips"] for row in rows] == TRIPS, name
+
+
+# --- queries ----------------------------------------------------------------------------------
+
+
+def history(store: fs.FeatureStore) -> str:
+    return f"{store.project}__driver_stats__history"
+
+
+def literal(store: fs.FeatureStore, moment: dt.datetime) -> str:
+    """A time in a query of the store's database."""
+    if store.engine.dialect.name == "sqlite":
+        return str(int(moment.timestamp()) * 1_000_000)
+    return f"timestamptz '{moment.isoformat()}'"
+
+
+def selected(store: fs.FeatureStore) -> str:
+    return f"SELECT 1 AS driver_id, {literal(store, hour(3))} AS event_timestamp"
+
+
+async def test_queries_may_be_written_as_people_write_them(trips_store: fs.FeatureStore):
+    one = selected(trips_store)
+    texts = [
+        f"{one};",
+        f"{one} ; \n",
+        f"  \n{one}",
+        f"{one} -- that one",
+        f"{one}; -- that one",
+        f"-- the drivers; of today\n{one}",
+        f"/* the drivers\n of today */ {one} /* all */",
+        f"{one}\n-- and no more\n",
+        f"WITH wanted AS ({one}) SELECT * FROM wanted",
+        f"SELECT * FROM ({one}) x WHERE 'a;--b' <> 'it''s'",
+        f"select*from ({one}) x",
+    ]
+    with Cases() as told:
+        for text in texts:
+            with told.case(text):
+                rows = await training(trips_store, text, FEATURES)
+                assert [row["trips"] for row in rows] == [3]
+
+
+async def test_queries_that_are_wrong_are_the_users_to_mend(trips_store: fs.FeatureStore):
+    one = selected(trips_store)
+    wrong = {
+        "SELECT * FORM drivers": "refuses the query of the entity table",
+        "SELECT * FROM no_such_table": "no_such_table",
+        "SELECT no_such_column": "no_such_column",
+        "SELECT (1": "refuses the query of the entity table",
+        f"{one}; {one}": "refuses the query of the entity table",
+        f"{one}; DELETE FROM {history(trips_store)}": "refuses the query of the entity table",
+    }
+    with Cases() as told:
+        for text, words in wrong.items():
+            with told.case(text), pytest.raises(fs.DefinitionError, match=words) as caught:
+                await trips_store.get_historical_features(text, FEATURES)
+            assert "apply" not in str(caught.value)
+            assert caught.value.__cause__ is not None
+        for text, words in {
+            "SELECT 1 AS driver_id": "'event_timestamp'",
+            f"SELECT 1 AS driver, {literal(trips_store, hour(1))} AS event_timestamp": "driver_id",
+            "SELECT 1 AS driver_id, 'soon' AS event_timestamp": "event_timestamp",
+            "SELECT 'x' AS driver_id, '2024-01-01' AS event_timestamp": "driver_id",
+        }.items():
+            with told.case(text), pytest.raises(fs.SchemaMismatchError, match=words):
+                await trips_store.get_historical_features(text, FEATURES)
+    if trips_store.engine.dialect.name == "postgresql":  # SQLite calls the second one "x:1"
+        doubled = f"SELECT 1 AS x, 2 AS x, y.* FROM ({one}) y"
+        with pytest.raises(fs.SchemaMismatchError, match="two columns named 'x'"):
+            await trips_store.get_historical_features(doubled, FEATURES)
+    rows = await training(trips_store, one, FEATURES)
+    assert [row["trips"] for row in rows] == [3]
+
+
+async def test_queries_that_write_are_refused_and_change_nothing(trips_store: fs.FeatureStore):
+    table, one = history(trips_store), selected(trips_store)
+    writing = [
+        f"WITH gone AS (DELETE FROM {table} RETURNING *) SELECT * FROM gone",
+        f"WITH x AS ({one}) DELETE FROM {table} RETURNING *",
+        f"WITH x AS ({one}) UPDATE {table} SET trips = 9 RETURNING *",
+        f"SELECT * INTO TABLE stolen FROM ({one}) x",
+    ]
+    with Cases() as told:
+        for text in writing:
+            with told.case(text), pytest.raises(fs.DefinitionError, match="entity table"):
+                await trips_store.get_historical_features(text, FEATURES)
+    assert await trips_store.repository("driver_stats").count() == 4
+    # The connection that it ran on writes again.
+    for _ in range(3):
+        await trips_store.push("driver_stats", [stats(7, hour(1))])
+
+
+async def test_a_query_of_the_stores_own_history(trips_store: fs.FeatureStore):
+    columns = f"driver_id, {EVENT} AS event_timestamp"
+    text = f"SELECT {columns} FROM {history(trips_store)} ORDER BY trips DESC"
+    for way in WAYS:
+        found = (await asked(trips_store, text, FEATURES, way)).to_arrow()
+        assert found["trips"].to_pylist() == [3, 2, 1, 0], way
+        assert found["event_timestamp"].to_pylist() == [hour(n) for n in (3, 2, 1, 0)]
+    empty = await trips_store.get_historical_features(
+        f"SELECT {columns} FROM {history(trips_store)} WHERE trips > 9", FEATURES
+    )
+    assert empty.to_arrow().column_names == ["driver_id", "event_timestamp", "trips"]
+    assert len(empty) == 0
+
+
+async def test_a_query_of_more_rows_than_are_fetched_at_a_time(trips_store: fs.FeatureStore):
+    """Types that only a later chunk tells, and nulls before it."""
+    text = (
+        f"WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n < 49999) "
+        f"SELECT n % 3 AS driver_id, {literal(trips_store, hour(1))} AS event_timestamp, "
+        f"CASE WHEN n > 40000 THEN n END AS late, "
+        f"CASE WHEN n > 40000 THEN n / 2.0 ELSE n END AS number FROM n ORDER BY n"
+    )
+    for way in WAYS:
+        found = (await asked(trips_store, text, FEATURES, way)).to_arrow()
+        assert found.num_rows == 50_000
+        assert found["driver_id"].to_pylist()[:4] == [0, 1, 2, 0]
+        trips = found["trips"]
+        assert trips.null_count == 50_000 - 16_667, way
+        assert found["late"].null_count == 40_001
+        assert float(found["number"][49_999].as_py()) == 24_999.5
+
+
+KINDS: dict[str, tuple[fs.FeatureType, list[Any], list[str], list[str]]] = {
+    "truth": (fs.Bool, [True, False], ["1", "0"], ["true", "false"]),
+    "small": (fs.Int32, [-5, 7], ["-5", "7"], ["-5::int4", "7::int8"]),
+    "large": (fs.Int64, [2**53 + 1, -1], [str(2**53 + 1), "-1"], [str(2**53 + 1), "-1"]),
+    "words": (fs.String, ["it's", "é"], ["'it''s'", "'é'"], ["'it''s'", "'é'::varchar"]),
+    "day": (
+        fs.Date,
+        [dt.date(2024, 2, 29), dt.date(1969, 12, 31)],
+        ["'2024-02-29'", "'1969-12-31'"],
+        ["date '2024-02-29'", "date '1969-12-31'"],
+    ),
+    "moment": (
+        fs.Timestamp,
+        [hour(0), hour(0) + dt.timedelta(microseconds=1)],
+        ["'2024-01-01 00:00:00'", "'2024-01-01T00:00:00.000001'"],
+        ["timestamptz '2024-01-01 01:00:00+01'", "timestamp '2024-01-01 00:00:00.000001'"],
+    ),
+    "price": (
+        fs.Decimal(20, 4),
+        [Number("1.5000"), Number("-0.0001")],
+        ["'1.5'", "'-0.0001'"],
+        ["1.5::numeric", "-0.0001::numeric(20,4)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+async def test_keys_of_a_query_are_their_types(store: fs.FeatureStore, name: str):
+    kind, values, sqlite, postgresql = KINDS[name]
+    view = fs.FeatureView(
+        "keyed",
+        entities=[fs.Entity("key", join_keys={"id": kind})],
+        fields=[fs.Field("number", fs.Int64)],
+        timestamp_field="at",
+    )
+    await store.apply([view])
+    await store.push(view, [{"id": v, "at": hour(0), "number": n} for n, v in enumerate(values)])
+    texts = sqlite if store.engine.dialect.name == "sqlite" else postgresql
+    for position, text in enumerate(texts):
+        query = f"SELECT {text} AS id, {literal(store, hour(1))} AS event_timestamp"
+        rows = await training(store, query, [view])
+        assert [row["number"] for row in rows] == [position], text
+    for empty in (f"SELECT NULL AS id, {literal(store, hour(1))} AS event_timestamp",):
+        if store.engine.dialect.name == "sqlite":
+            assert [row["number"] for row in await training(store, empty, [view])] == [None]
+
+
+async def test_times_of_a_query_as_each_database_has_them(trips_store: fs.FeatureStore):
+    wanted = {hour(1.5): 1, hour(0): 0, hour(-1): None}
+    with Cases() as told:
+        for moment, trips in wanted.items():
+            naive = moment.replace(tzinfo=None)
+            if trips_store.engine.dialect.name == "sqlite":
+                texts = [
+                    str(int(moment.timestamp()) * 1_000_000),
+                    f"'{naive.isoformat()}'",
+                    f"'{naive.isoformat(sep=' ')}'",
+                    f"'{moment.isoformat()}'",
+                    f"'{naive.isoformat()}Z'",
+                    f"datetime('{naive.isoformat()}')",
+                ]
+            else:
+                texts = [f"timestamptz '{moment.isoformat()}'", f"timestamp '{naive.isoformat()}'"]
+            for text in texts:
+                with told.case(text):
+                    query = f"SELECT 1 AS driver_id, {text} AS event_timestamp"
+                    rows = await training(trips_store, query, FEATURES)
+                    assert [row["trips"] for row in rows] == [trips]
+
+
+# --- packages that are missing ----------------------------------------------------------------
+
+WITHOUT = """
+import asyncio, importlib.abc, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in {missing!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+def hidden(finder):
+    def find_spec(name, path=None, target=None):
+        return None if name.partition(".")[0] in {missing!r} else finder(name, path, target)
+    return find_spec
+
+for finder in sys.meta_path:
+    finder.find_spec = hidden(finder.find_spec)
+
+import featurestore as fs
+
+async def main():
+    view = fs.FeatureView(
+        "stats", entities=[fs.Entity("driver", join_keys={{"driver_id": fs.Int64}})],
+        fields=[fs.Field("trips", fs.Int32)], timestamp_field="at",
+        source=fs.ParquetSource("none.parquet"),
+    )
+    rows = [{{"driver_id": 1, "event_timestamp": "2024-01-01T00:00:00Z"}}]
+    import pyarrow as pa
+    rows = pa.table({{"driver_id": [1], "event_timestamp": pa.array([0], pa.timestamp("us"))}})
+    async with fs.FeatureStore({url!r}, project={project!r}) as store:
+        await store.apply([view])
+        asked = [{{"engine": "duckdb"}}, {{"read_from": "source"}}, {{"engine": "daft"}}, {{}}]
+        for options in asked:
+            try:
+                found = await store.get_historical_features(rows, [view], **options)
+            except fs.FeatureStoreError as error:
+                print(type(error).__name__, error)
+            else:
+                print(found.explain().engine, len(found))
+
+asyncio.run(main())
+"""
+
+
+async def test_an_engine_that_is_not_installed_says_which_extra_brings_it(
+    store: fs.FeatureStore, database_url: str
+):
+    await store.apply([VIEW])
+    program = WITHOUT.format(
+        missing=("duckdb", "daft", "adbc_driver_postgresql"),
+        url=database_url,
+        project=f"{store.project}_without",
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    duckdb, source, daft, auto = done.stdout.splitlines()
+    assert duckdb.startswith(
+        "DefinitionError engine='duckdb' needs the package duckdb: pip install"
+    )
+    assert "'featurestore[duckdb]'" in duckdb
+    assert source.startswith("DefinitionError read_from='source' needs the package duckdb")
+    assert "'featurestore[duckdb]'" in source
+    assert "'featurestore[distributed]'" in daft
+    assert auto == "sql 1"
+
+
+# --- inside of a transaction ------------------------------------------------------------------
+
+
+async def test_every_engine_sees_what_the_transaction_has_written(trips_store: fs.FeatureStore):
+    async with trips_store.transaction() as tx:
+        await tx.push(VIEW, [stats(2, hour(2), 0.5, 42)])
+        for way in WAYS:
+            found = await asked(tx, ASKED, FEATURES, way)
+            assert found.to_arrow()["trips"].to_pylist() == [3, 42, 1], way
+    rows = await training(trips_store, ASKED, FEATURES)
+    assert [row["trips"] for row in rows] == [3, 42, 1]
+
+
+async def test_a_transaction_goes_on_after_a_training_set_that_failed(
+    trips_store: fs.FeatureStore,
+):
+    def fail(progress: fs.TrainingProgress) -> None:
+        raise LookupError(progress.stage)
+
+    async with trips_store.transaction() as tx:
+        await tx.push(VIEW, [stats(2, hour(2), 0.5, 42)])
+        for text in (
+            "SELECT * FORM drivers",
+            "SELECT no_such_column",
+            f"WITH x AS (DELETE FROM {history(trips_store)} RETURNING *) SELECT * FROM x",
+            "SELECT 1 AS driver_id",
+        ):
+            with pytest.raises(fs.FeatureStoreError):
+                await tx.get_historical_features(text, FEATURES)
+        for way in WAYS:
+            with pytest.raises(LookupError):
+                await asked(tx, ASKED, FEATURES, way, progress=fail)
+            with pytest.raises(fs.FeatureStoreError):
+                await asked(tx, ASKED, ["driver_stats:nothing"], way)
+        await tx.push(VIEW, [stats(3, hour(2), 0.5, 43)])
+        wanted = entity_rows((2, hour(3)), (3, hour(3)))
+        rows = await training(tx, wanted, FEATURES)
+        assert [row["trips"] for row in rows] == [42, 43]
+    assert await trips_store.repository("driver_stats").count() == 6
+
+
+async def test_a_query_beside_writes_of_one_transaction(trips_store: fs.FeatureStore):
+    """None of them is lost, and none is refused for the query's being read only."""
+    async with trips_store.transaction() as tx:
+        for turn in range(5):
+            await asyncio.gather(
+                *(tx.push(VIEW, [stats(10 + n, hour(turn))]) for n in range(3)),
+                training(tx, selected(trips_store), FEATURES),
+                *(tx.push(VIEW, [stats(20 + n, hour(turn))]) for n in range(3)),
+            )
+    assert await trips_store.repository("driver_stats").count() == 4 + 30
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+async def test_large_and_wide_entity_tables_do_not_hold_up_the_loop(
+    trips_store: fs.FeatureStore,
+):
+    """Each test is guarded. Nor do thousands of keys that go into a statement one by one."""
+    await trips_store.ingest(
+        VIEW, table_of(VIEW, [stats(n, hour(0), 0.5, n) for n in range(2_000)]), force=True
+    )
+    wide = {f"extra_{n}": pa.nulls(20_000, pa.int8()) for n in range(500)}
+    keys = pa.array([n % 2_000 for n in range(20_000)])
+    times = pa.repeat(pa.scalar(hour(1), fs.Timestamp.arrow), 20_000)
+    for way in WAYS:
+        entities = pa.table({"driver_id": keys, "event_timestamp": times, **wide})
+        found = await asked(trips_store, entities, FEATURES, way)
+        assert found.to_arrow()["trips"].null_count == 0
+
+
+async def test_thousands_of_composite_keys_do_not_hold_up_the_loop(store: fs.FeatureStore):
+    keys: dict[str, fs.FeatureType] = {"word": fs.String, "number": fs.Int64, "day": fs.Date}
+    view = fs.FeatureView(
+        "composite",
+        entities=[fs.Entity("key", join_keys=keys)],
+        fields=[fs.Field("value", fs.Int64)],
+        timestamp_field="event_timestamp",
+    )
+    await store.apply([view])
+    numbers = pa.arange(0, FEW_KEYS)
+    entities = pa.table(
+        {
+            "word": numbers.cast(pa.string()),
+            "number": numbers,
+            "day": numbers.cast(pa.int32()).cast(pa.date32()),
+            "event_timestamp": pa.repeat(pa.scalar(hour(1), fs.Timestamp.arrow), FEW_KEYS),
+        }
+    )
+    await store.ingest(view, entities.append_column("value", numbers))
+    for way in ("sql", "duckdb in memory", "duckdb on disk"):
+        found = await asked(store, entities, [view], way)
+        assert found.to_arrow()["value"].equals(pa.chunked_array([numbers])), way
