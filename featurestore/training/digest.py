@@ -121,9 +121,6 @@ def _plain(array: pa.Array) -> pa.Array:
             array = pc.run_end_decode(array)
         elif pa.types.is_map(kind):
             array = array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field])))
-        elif _is_view_of_lists(kind):
-            large = pa.types.is_large_list_view(kind)
-            array = array.cast((pa.large_list if large else pa.list_)(kind.value_field))
         elif _is_view(kind):
             array = array.cast(pa.large_binary())
         else:
@@ -137,15 +134,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _is_list(kind: pa.DataType) -> bool:
     large = pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(large or pa.types.is_list(kind))
+    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(large or views or pa.types.is_list(kind))
 
 
 def _is_view(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
-
-
-def _is_view_of_lists(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind))
 
 
 def _edges(array: pa.Array, offsets: pa.Buffer) -> tuple[int, int]:

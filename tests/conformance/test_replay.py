@@ -461,8 +461,8 @@ async def test_a_damaged_manifest_is_told_so(made: fs.FeatureStore):
 async def test_a_view_of_single_pushes_has_a_manifest_of_reasonable_size(store: fs.FeatureStore):
     view = driver_stats(online=False)
     await store.apply([view])
-    for start in range(0, 3_000, 500):
-        pushes = [store.push(view, [stats(n, hour(0), trips=n)]) for n in range(start, start + 500)]
+    for start in range(0, 3_000, 100):
+        pushes = [store.push(view, [stats(n, hour(0), trips=n)]) for n in range(start, start + 100)]
         await asyncio.gather(*pushes)
     # Every third of them: hardly two blocks are next to each other.
     entities = entity_rows(*((number, hour(1)) for number in range(0, 3_000, 3)))
