@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
@@ -16,14 +15,13 @@ from sqlalchemy.dialects import postgresql as pg
 
 from featurestore.errors import StoreUnavailableError
 from featurestore.storage import (
-    postgresql_adbc,
     postgresql_copy,
     postgresql_online,
     postgresql_push,
+    postgresql_reads,
     postgresql_wire,
 )
 from featurestore.storage.dialect import Found, Lookups, Match, Types
-from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.postgresql_online import as_sent
 from featurestore.storage.tables import SINGLE, newest_first
 from featurestore.types import (
@@ -31,7 +29,6 @@ from featurestore.types import (
     Date,
     DecimalType,
     FeatureType,
-    Int64,
     Json,
     Timestamp,
 )
@@ -57,31 +54,8 @@ _VIEW_LOCK = 0x6673_0001  # "fs": the class of this library's two-part advisory 
 _CONSECUTIVE_TRIES = 50
 _LONG_TTL = dt.timedelta(days=4_000 * 365)
 
-_INLINE = "rows_{}"
-"""The parameters that hold columns of rows given with a statement."""
-
 _ROW_BYTES = 120
 """What a row of history takes about, where a table was never counted."""
-
-_ARROW = {
-    "bool": pa.bool_(),
-    "int2": pa.int16(),
-    "int4": pa.int32(),
-    "int8": pa.int64(),
-    "float4": pa.float32(),
-    "float8": pa.float64(),
-    "text": pa.string(),
-    "varchar": pa.string(),
-    "bpchar": pa.string(),
-    "name": pa.string(),
-    "json": pa.string(),
-    "jsonb": pa.string(),
-    "bytea": pa.binary(),
-    "timestamp": pa.timestamp("us"),
-    "timestamptz": pa.timestamp("us", "UTC"),
-    "date": pa.date32(),
-}
-"""The types of the columns of users' own queries; of others the values tell."""
 
 _TYPES: dict[str, sa.types.TypeEngine[Any]] = {
     "bool": sa.Boolean(),
@@ -241,32 +215,12 @@ class PostgreSQL:
             yield chunk
 
     def rows_inline(self, types: Types) -> sa.FromClause | None:
-        sent = {name: Int64 if kind == Timestamp else kind for name, kind in types.items()}
-        columns = {
-            name: sa.bindparam(_INLINE.format(index), type_=pg.ARRAY(self.passed(kind)))
-            for index, (name, kind) in enumerate(sent.items())
-        }
-        rows = self._unnested(columns, sent).subquery()
-        # A fence: the planner would put what is computed here wherever a column is used, and do
-        # it several times for each row.
-        return (
-            sa.select(
-                *(
-                    _moment(rows.c[name]).label(name) if kind == Timestamp else rows.c[name]
-                    for name, kind in types.items()
-                )
-            )
-            .offset(sa.literal_column("0"))
-            .subquery()
-        )
+        return postgresql_reads.rows_inline(self, types)
 
     def inline_values(self, rows: pa.Table, types: Types) -> dict[str, Sequence[Any]]:
-        return {
-            _INLINE.format(index): _sent(kind, rows.column(name))
-            for index, (name, kind) in enumerate(types.items())
-        }
+        return postgresql_reads.inline_values(rows, types)
 
-    async def extract(
+    def extract(
         self,
         session: Session,
         table: sa.Table,
@@ -276,38 +230,12 @@ class PostgreSQL:
         *,
         inside: bool,
     ) -> AsyncGenerator[pa.RecordBatch, None]:
-        kinds = list(types.values())
-        scan = None
-        if not inside:
-            columns = [self._extracted(kind, table.c[name]) for name, kind in types.items()]
-            query = sa.select(*columns).where(*where).prefix_with(mark)
-            literal = await asyncio.to_thread(self._literal, query)  # it may have thousands of keys
-            scan = await postgresql_adbc.open_scan(session, literal)
-        if scan is None:
-            columns = [self.read(kind, table.c[name]) for name, kind in types.items()]
-            query = sa.select(*columns).where(*where).prefix_with(mark)
-            async with aclosing(arrow_batches(session, query, types)) as batches:
-                async for batch in batches:
-                    yield batch
-            return
-        try:
-            async with aclosing(scan.batches()) as batches:
-                async for batch in batches:
-                    yield await asyncio.to_thread(_arrived, batch, list(types), kinds)
-        finally:
-            await scan.close()
+        return postgresql_reads.extract(self, session, table, types, where, mark, inside=inside)
 
-    def _extracted(self, kind: FeatureType, column: sa.ColumnElement[Any]) -> Any:
-        # ADBC has no decimals: it gives numerics as values that only PostgreSQL can read.
-        if isinstance(kind, DecimalType):
-            return sa.cast(column, sa.Text)
-        if isinstance(kind, ArrayType) and isinstance(kind.item, DecimalType):
-            return sa.cast(column, pg.ARRAY(sa.Text))
-        return self.read(kind, column)
-
-    def _literal(self, query: sa.Select[Any]) -> str:
-        """A statement with its values in it: ADBC gives rows as COPY does for those alone."""
-        return str(query.compile(dialect=self._sql, compile_kwargs={"literal_binds": True}))
+    async def describe(
+        self, session: Session, sql: str
+    ) -> Sequence[tuple[str, pa.DataType | None]]:
+        return await postgresql_reads.describe(session, sql)
 
     async def estimate_rows(self, session: Session, table: sa.Table) -> int:
         # What VACUUM and ANALYZE have counted, or else what fits into its pages.
@@ -318,13 +246,6 @@ class PostgreSQL:
         query = sa.select(statistics.c.reltuples, size).where(statistics.c.oid == oid)
         counted, pages = (await session.execute(query)).one()
         return int(counted) if counted >= 0 else int(pages) // _ROW_BYTES
-
-    async def describe(
-        self, session: Session, sql: str
-    ) -> Sequence[tuple[str, pa.DataType | None]]:
-        async with postgresql_wire.calling(session.driver):
-            statement = await session.driver.prepare(sql)
-        return [(one.name, _ARROW.get(one.type.name)) for one in statement.get_attributes()]
 
     @asynccontextmanager
     async def read_only(self, session: Session) -> AsyncIterator[None]:
@@ -407,9 +328,9 @@ class PostgreSQL:
             )
             for key, kind in keys.items()
         }
-        return self._unnested(values, keys).distinct()
+        return self.unnested(values, keys).distinct()
 
-    def _unnested(
+    def unnested(
         self, columns: Mapping[str, sa.BindParameter[Any]], types: Types
     ) -> sa.Select[tuple[Any, ...]]:
         """Arrays of values, as :meth:`passed` has them, as rows of their types."""
@@ -450,32 +371,6 @@ class PostgreSQL:
 
     def upsert(self, table: sa.Table) -> Any:
         return pg.insert(table)
-
-
-def _sent(kind: FeatureType, column: pa.ChunkedArray) -> list[Any]:
-    """Values as they are passed inline: times as microseconds, which take no time to write."""
-    if kind == Timestamp:
-        column = column.cast(pa.int64())
-    elif kind == Date:
-        column = column.cast(pa.string())
-    return list(column.to_pylist())
-
-
-def _moment(micros: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
-    """The time of so many microseconds since 1970. In days and a rest, which are exact: intervals
-    are multiplied as doubles."""
-    day: sa.ColumnElement[int] = sa.literal_column("86400000000")
-    epoch = sa.cast(sa.literal_column("'epoch'"), pg.TIMESTAMP(timezone=True))
-    days = micros.op("/")(day).op("*")(sa.literal_column("interval '1 day'"))
-    rest = micros.op("%")(day).op("*")(sa.literal_column("interval '1 microsecond'"))
-    return epoch.op("+")(days).op("+")(rest)
-
-
-def _arrived(
-    batch: pa.RecordBatch, names: Sequence[str], kinds: Sequence[FeatureType]
-) -> pa.RecordBatch:
-    columns = [column.cast(kind.arrow) for column, kind in zip(batch.columns, kinds, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, names)
 
 
 def _quoted(session: Session, table: sa.Table) -> str:
