@@ -74,8 +74,13 @@ class Reading:
         report.rows, report.seconds = self.assembly.rows, time.perf_counter() - self.started
 
     def _coming(self) -> AbstractAsyncContextManager[AsyncIterator[list[Matched]]]:
-        """The engine's answers; of many, the next is found while one is put together."""
-        return aclosing(self._answers()) if self.small else ahead(self._answers())
+        """The engine's answers; of many, the next is found while one is put together.
+
+        Not in a transaction: to break off a statement that is under way, where the reader leaves,
+        would end it."""
+        if self.small or self.question.inside:
+            return aclosing(self._answers())
+        return ahead(self._answers())
 
     def _answers(self) -> AsyncGenerator[list[Matched], None]:
         match self.question.report.choice.engine:

@@ -177,7 +177,7 @@ def test_what_was_undone_since_is_warned_of(run: Run) -> None:
     mark = run("mark").out.strip()
     run("undo", "1")
     done = run("training-set", "labels.parquet", "eta", "-o", "set.parquet", "--as-of", mark)
-    assert "warning: undoing load 1 has since taken 4 rows out" in done.err
+    assert "warning: rates: undoing load 1 has since taken 4 rows out" in done.err
     assert rates_in("set.parquet") == [None] * 4
 
 

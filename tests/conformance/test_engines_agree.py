@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 from builders import driver_stats, entity_rows, hour, parquet, stats, table_of, write
 from cases import Kind, kinds, next_example
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Draft, Oracle
 from strategies import FEATURES, NOW, TTL, PointInTimeCase, point_in_time_cases
@@ -23,6 +23,9 @@ from ways import WAYS, asked
 import featurestore as fs
 
 KINDS = kinds(TTL)
+
+MAX_EXAMPLES = settings().max_examples * 2 // 5
+"""Each example is read in 16 ways: 320 a run, and thousands by the thorough profile."""
 
 
 @pytest.fixture
@@ -43,6 +46,7 @@ def _leaks(oracle: Oracle, questions: Sequence[tuple[Any, dt.datetime]]) -> int:
     return sum(row is not None and row.created > when for row, when in found)
 
 
+@settings(max_examples=MAX_EXAMPLES)
 @given(case=point_in_time_cases(), cut=st.integers(0, 4), known=st.booleans())
 async def test_each_engine_gives_what_the_oracle_says_now_and_as_of_a_mark(
     kinds_store: fs.FeatureStore, tmp_path: Path, case: PointInTimeCase, cut: int, known: bool
@@ -79,6 +83,7 @@ def _drafts_of(case: PointInTimeCase) -> Iterator[Draft]:
         yield from batch.rows
 
 
+@settings(max_examples=MAX_EXAMPLES)
 @given(case=point_in_time_cases())
 async def test_a_source_joined_unloaded_gives_what_loading_it_would(
     kinds_store: fs.FeatureStore, tmp_path: Path, case: PointInTimeCase

@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -93,6 +94,8 @@ async def test_what_it_cannot_do_it_refuses_before_it_begins(tmp_path: Path):
             await tx.push(TRIPS, [row(1, 0, 1)])
             with pytest.raises(fs.DefinitionError, match="transaction"):
                 await tx.get_historical_features(ASKED, [TRIPS], engine="daft")
+        sourced = replace(TRIPS, source=fs.ParquetSource("trips.parquet"))
+        await store.apply([sourced])
         with pytest.raises(fs.DefinitionError, match="read_from"):
             await store.get_historical_features(
                 ASKED, [TRIPS], engine="daft", read_from={"trips": "source"}

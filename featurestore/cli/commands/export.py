@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 )
 @pass_settings
 def export(settings: Settings, view: str, folder: str, buckets: int | None) -> None:
-    """Write a Parquet copy of a view's history, or bring it up to date.
+    """Write a view's history as Parquet, or go on where it was.
 
     What came since the last export into FOLDER is added; what was undone or erased is taken out.
     Each row is in the copy once.
