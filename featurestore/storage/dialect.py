@@ -172,7 +172,7 @@ class Dialect(Protocol):
 
     def rows_inline(self, types: Types) -> sa.FromClause | None:
         """A few rows as part of a statement, its parameters the columns (:meth:`inline_values`);
-        None where a temporary table is as quick."""
+        None where a temporary table is as quick. The first column counts the rows from 0."""
 
     def inline_values(self, rows: pa.Table, types: Types) -> dict[str, Sequence[Any]]:
         """The parameters of :meth:`rows_inline` for some rows."""

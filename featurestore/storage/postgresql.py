@@ -122,6 +122,7 @@ class PostgreSQL:
             # Before the snapshot, which the first query takes and a lock does not.
             names = ", ".join(_quoted(session, table) for table in tables)
             await self._execute(session, sa.text(f"LOCK TABLE {names} IN ACCESS SHARE MODE"))
+            return  # nothing that is read depends on the session's zone
         await self._settle(session)
 
     async def _settle(self, session: Session) -> None:
@@ -253,6 +254,7 @@ class PostgreSQL:
         async with session.savepoint():
             await session.execute(sa.text("SAVEPOINT featurestore_query"))
             await session.execute(sa.text("SET TRANSACTION READ ONLY"))
+            await session.execute(sa.text("SET LOCAL TimeZone = 'UTC'"))
             yield
             await session.execute(sa.text("ROLLBACK TO SAVEPOINT featurestore_query"))
 

@@ -100,32 +100,36 @@ def _arrived(
 
 
 def rows_inline(dialect: PostgreSQL, types: Types) -> sa.FromClause:
-    """A few rows as a subquery, its parameters arrays of each column."""
-    sent = {name: Int64 if kind == Timestamp else kind for name, kind in types.items()}
-    columns = {
-        name: sa.bindparam(_INLINE.format(index), type_=pg.ARRAY(dialect.passed(kind)))
-        for index, (name, kind) in enumerate(sent.items())
-    }
-    rows = dialect.unnested(columns, sent).subquery()
-    # A fence: the planner would put what is computed here wherever a column is used, and do
-    # it several times for each row.
-    return (
-        sa.select(
-            *(
-                _moment(rows.c[name]).label(name) if kind == Timestamp else rows.c[name]
-                for name, kind in types.items()
-            )
-        )
-        .offset(sa.literal_column("0"))
-        .subquery()
-    )
+    """A few rows as a subquery, its parameters arrays of each column but the first, which counts
+    them from 0."""
+    row, *columns = types
+    sent = {name: Int64 if types[name] == Timestamp else types[name] for name in columns}
+    arrays = []
+    for index, kind in enumerate(sent.values()):
+        array = pg.ARRAY(dialect.passed(kind))
+        arrays.append(sa.cast(sa.bindparam(_INLINE.format(index), type_=array), array))
+    names = [f"k{index}" for index in range(len(arrays))]
+    unnested = sa.func.unnest(*arrays).table_valued(*names, with_ordinality="n", name="r")
+    given = unnested.render_derived()
+    read = [
+        _moment(given.c[name])
+        if types[column] == Timestamp
+        else sa.cast(given.c[name], dialect.column_type(types[column]))
+        for name, column in zip(names, columns, strict=True)
+    ]
+    labelled = [value.label(column) for value, column in zip(read, columns, strict=True)]
+    # A fence: the planner would put what is computed here wherever a column is used, and do it
+    # several times for each row.
+    query = sa.select((given.c.n - 1).label(row), *labelled).offset(sa.literal_column("0"))
+    return query.subquery()
 
 
 def inline_values(rows: pa.Table, types: Types) -> dict[str, Sequence[Any]]:
     """The parameters of :func:`rows_inline`."""
+    _, *columns = types
     return {
-        _INLINE.format(index): _sent(kind, rows.column(name))
-        for index, (name, kind) in enumerate(types.items())
+        _INLINE.format(index): _sent(types[name], rows.column(name))
+        for index, name in enumerate(columns)
     }
 
 
@@ -140,10 +144,10 @@ def _sent(kind: FeatureType, column: pa.ChunkedArray) -> list[Any]:
 
 def _moment(micros: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
     """The time of so many microseconds since 1970. In days and a rest, which are exact: intervals
-    are multiplied as doubles."""
+    are multiplied as doubles. Days of 24 hours, whatever the session's zone makes of summer."""
     day: sa.ColumnElement[int] = sa.literal_column("86400000000")
     epoch = sa.cast(sa.literal_column("'epoch'"), pg.TIMESTAMP(timezone=True))
-    days = micros.op("/")(day).op("*")(sa.literal_column("interval '1 day'"))
+    days = micros.op("/")(day).op("*")(sa.literal_column("interval '24 hours'"))
     rest = micros.op("%")(day).op("*")(sa.literal_column("interval '1 microsecond'"))
     return epoch.op("+")(days).op("+")(rest)
 

@@ -33,8 +33,8 @@ class JoinSum:
         self.matched += len(found.arrivals) - found.arrivals.null_count
         self.leaked += found.leaked
         self.arrivals.add(found.arrivals)
-        there = pc.unique(found.arrivals.drop_null())
-        self.blocks.update(pc.unique(pc.shift_right(there, _BLOCK_BITS)).to_pylist())
+        blocks = pc.unique(pc.shift_right(found.arrivals, _BLOCK_BITS))
+        self.blocks.update(blocks.drop_null().to_pylist())
 
 
 class Assembly:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
@@ -13,10 +14,9 @@ from featurestore.definitions import FeatureView, ParquetSource
 from featurestore.errors import DefinitionError, InvalidRow, InvalidRowsError
 from featurestore.ingest.ahead import ahead
 from featurestore.ingest.budget import Budget
-from featurestore.ingest.conform import Conformed, stamp
+from featurestore.ingest.conform import stamp
 from featurestore.ingest.files import open_source
-from featurestore.ingest.layout import Layout
-from featurestore.ingest.parquet import read_batches, read_footer
+from featurestore.ingest.parquet import Chunks, Footer, read_batches, read_footer
 from featurestore.ingest.sources import SourceFile, resolve_sources
 from featurestore.ingest.taken import Taken
 from featurestore.storage.registry import RegisteredView
@@ -25,6 +25,9 @@ from featurestore.storage.tables import SYSTEM_TYPES
 from featurestore.types import FeatureType
 
 _SHOWN = 10
+
+_SPLIT_ROWS = 262_144
+"""Files of so many rows are read in two parts, side by side: decoding takes one core each."""
 
 
 def history_types(view: RegisteredView, features: Sequence[str]) -> dict[str, FeatureType]:
@@ -59,37 +62,85 @@ async def read_source(
     session: Session, view: RegisteredView, types: Mapping[str, FeatureType]
 ) -> AsyncGenerator[pa.RecordBatch, None]:
     """The columns ``types`` of the view's source, as a load would bring them into an empty
-    history, checked as a load checks them; arrivals are counted from 0."""
+    history, checked as a load checks them, in any order; arrivals are counted from 0."""
     # What nobody asks for is neither read nor checked.
     fields = [field for field in view.view.fields if field.name in types]
     narrow = replace(view.view, fields=fields)
     now = await session.dialect.now(session)
-    layout, arrival = Layout(narrow), 0
+    arrival = 0
     for file in await source_files(view):
-        async with aclosing(_read_file(narrow, source_of(view), file)) as pieces:
-            async for piece in pieces:
-                table = pa.Table.from_batches([piece.batch])
-                rows = await asyncio.to_thread(stamp, table, layout, arrival, now)
-                arrival += rows.num_rows
-                for batch in rows.select(list(types)).to_batches():
-                    yield batch
+        rows, parts = await _parts_of(narrow, source_of(view), file)
+        async with AsyncExitStack() as stack:
+            reads = [
+                await stack.enter_async_context(ahead(_read_part(part, arrival, now)))
+                for part in parts
+            ]
+            while reads:
+                for read in list(reads):
+                    batch = await anext(read, None)
+                    if batch is None:
+                        reads.remove(read)
+                    else:
+                        yield batch.select(list(types))
+        arrival += rows
 
 
-async def _read_file(
+@dataclass(frozen=True)
+class _Part:
+    """Some row groups of a file, one after the other, and the number of their first row."""
+
+    file: SourceFile
+    footer: Footer
+    taken: Taken
+    plan: Sequence[Chunks]
+    first: int
+
+
+async def _parts_of(
     view: FeatureView, source: ParquetSource, file: SourceFile
-) -> AsyncGenerator[Conformed, None]:
+) -> tuple[int, list[_Part]]:
+    """How many rows a file has, and the parts in which it is read, side by side."""
     async with open_source(file.path) as reader:
         footer = await read_footer(reader)
         taken = await asyncio.to_thread(Taken.of, view, source.field_mapping, file, reader, footer)
-        limits, first = Budget.of().limits, 0
-        read = read_batches(reader, footer, taken.plan, taken.read, None, limits)
+    plan, half = taken.plan, -(-len(taken.plan) // 2)
+    if footer.rows < _SPLIT_ROWS:
+        half = len(plan)
+    parts = []
+    first = 0
+    for some in (plan[:half], plan[half:]):
+        if some:
+            parts.append(_Part(file, footer, taken, some, first))
+        first += sum(chunks.rows for chunks in some)
+    return footer.rows, parts
+
+
+async def _read_part(
+    part: _Part, arrival: int, now: dt.datetime
+) -> AsyncGenerator[pa.RecordBatch, None]:
+    taken, first = part.taken, part.first
+    async with open_source(part.file.path) as reader:
+        limits = Budget.of().limits
+        read = read_batches(reader, part.footer, part.plan, taken.read, None, limits)
         # One batch is checked while the next is decoded.
         async with ahead(read) as batches:
             async for batch, _ in batches:
-                rows = await asyncio.to_thread(taken.conform, batch, first, reader.name)
-                if rows.rejected:
-                    shown = [InvalidRow(one.row, one.reason) for one in rows.rejected[:_SHOWN]]
-                    where = f"{reader.name} (view {view.name!r})"
-                    raise InvalidRowsError(where, shown, count=len(rows.rejected))
+                yield await asyncio.to_thread(
+                    _stamped, part, reader.name, batch, first, arrival, now
+                )
                 first += batch.num_rows
-                yield rows
+
+
+def _stamped(
+    part: _Part, name: str, batch: pa.RecordBatch, first: int, arrival: int, now: dt.datetime
+) -> pa.RecordBatch:
+    """A batch of the file as history has it; its rows are numbered ``first`` and up."""
+    rows = part.taken.conform(batch, first, name)
+    if rows.rejected:
+        shown = [InvalidRow(one.row, one.reason) for one in rows.rejected[:_SHOWN]]
+        where = f"{name} (view {part.taken.layout.view.name!r})"
+        raise InvalidRowsError(where, shown, count=len(rows.rejected))
+    table = pa.Table.from_batches([rows.batch])
+    stamped = stamp(table, part.taken.layout, arrival + first, now)
+    columns = [column.combine_chunks() for column in stamped.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=stamped.schema)

@@ -43,10 +43,10 @@ async def join_in_database(
     numbered = {f"k{i}": kind for i, kind in enumerate(keys.values())}
     types: dict[str, FeatureType] = {ROW: Int64, AT: Timestamp, **numbered}
     rows = entities.keys.rename_columns(list(types))
-    inline = None
+    statement = None
     if len(entities) <= INLINE_ROWS:
-        inline = session.dialect.rows_inline(types)
-    if inline is None:
+        statement = _statement(session, types, question)
+    if statement is None:
         async with _uploaded(session, rows, types) as wanted:
             query, layout = _query(session, wanted, question)
             # One statement: in a transaction that others commit beside, each would see another
@@ -55,7 +55,6 @@ async def join_in_database(
                 async for chunk in chunks:
                     yield await asyncio.to_thread(_chunk, session, chunk, layout)
         return
-    statement = _statement(session, inline, question)
     values = await beside(is_small(rows), session.dialect.inline_values, rows, types)
     found = await session.raw_rows(statement.sql, statement.values(values))
     yield await beside(is_small(rows), _chunk, session, found, statement.layout)
@@ -87,12 +86,18 @@ _statements: OrderedDict[Any, _Statement] = OrderedDict()
 _KEPT_STATEMENTS = 64
 
 
-def _statement(session: Session, inline: sa.FromClause, question: Question) -> _Statement:
-    """The statement for a few rows; kept, unless it is of a mark, which is hardly asked twice."""
+def _statement(
+    session: Session, types: dict[str, FeatureType], question: Question
+) -> _Statement | None:
+    """The statement that a few rows go along with, where the database takes them so. It is kept,
+    unless it is of a mark, which is hardly asked for twice."""
     key = (type(session.dialect), question.request, question.known)
     if not question.as_of and key in _statements:
         _statements.move_to_end(key)
         return _statements[key]
+    inline = session.dialect.rows_inline(types)
+    if inline is None:
+        return None
     query, layout = _query(session, inline, question)
     compiled: Any = query.compile(dialect=session.connection.dialect)
     own = {name: value for name, value in compiled.params.items() if value is not None}
@@ -223,6 +228,6 @@ def _chunk(
             session.dialect.arrow(kind, values)
             for kind, values in zip(types, features, strict=True)
         ]
-        leaked = sum(bool(value) for value in columns[start + 1])
+        leaked = sum(map(bool, columns[start + 1]))
         found.append(Matched(pa.array(columns[start], pa.int64()), leaked, tuple(arrays)))
     return found

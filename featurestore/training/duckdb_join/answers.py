@@ -51,18 +51,19 @@ class InMemory:
         history: History,
         join: Join,
         entities: Entities,
-        target: str,
+        matches: str,
         plain: str,
     ) -> InMemory:
+        """Carry out the queries for the matches and for the plain ones."""
         assert history.columns is not None
         wanted = (ARRIVAL, CREATED, *join.features)
-        positions = _positions(connection, target, len(entities))
+        positions = _positions(connection, matches, len(entities))
         return cls(
             join,
             {name: history.columns[name] for name in wanted},
             entities.keys.column(AT),
             positions,
-            positions if plain == target else _positions(connection, plain, len(entities)),
+            positions if plain == matches else _positions(connection, plain, len(entities)),
         )
 
     async def chunks(self, database: Database, rows: int) -> AsyncGenerator[Matched, None]:
@@ -81,9 +82,9 @@ class InMemory:
         )
 
 
-def _positions(connection: duckdb.DuckDBPyConnection, table: str, rows: int) -> pa.Array:
+def _positions(connection: duckdb.DuckDBPyConnection, matches: str, rows: int) -> pa.Array:
     """The matches' positions in the order of the entity rows, which they do not come in."""
-    found = connection.table(table).project("r, id").to_arrow_table()
+    found = connection.sql(matches).project("r, id").to_arrow_table()
     ids, places = single(found.column("id")), single(found.column("r"))
     return pc.scatter(ids.cast(pa.int64()), places, max_index=rows - 1)
 
@@ -100,6 +101,24 @@ class OnDisk:
     join: Join
     target: str
     plain: str
+
+    @classmethod
+    def of(
+        cls,
+        connection: duckdb.DuckDBPyConnection,
+        history: History,
+        join: Join,
+        index: int,
+        matches: str,
+        plain: str,
+    ) -> OnDisk:
+        """Carry out the queries for the matches and for the plain ones."""
+        target = first = f"found_{index}"
+        connection.execute(statements.kept(target, matches))
+        if plain != matches:
+            first = f"plain_{index}"
+            connection.execute(statements.kept(first, plain))
+        return cls(history, join, target, first)
 
     async def chunks(self, database: Database, rows: int) -> AsyncGenerator[Matched, None]:
         cursor = await database.run(database.connection.cursor)

@@ -63,8 +63,7 @@ async def _match(
     index: int,
 ) -> Answer:
     """Find each entity row's match; see ``rule.py``."""
-    statements = Statements(join, f"found_{index}")
-    leaks = f"plain_{index}"
+    statements = Statements(join)
 
     def find() -> Answer:
         connection = database.connection
@@ -72,15 +71,12 @@ async def _match(
         history.register(connection)
         connection.execute(statements.ties)
         ((tied,),) = connection.execute("SELECT count(*) FROM ties").fetchall()
-        connection.execute(statements.best)
-        if question.known:
-            connection.execute(statements.plain(leaks, tied=bool(tied)))
-            connection.execute(statements.known)
-        else:
-            connection.execute(statements.plain(statements.target, tied=bool(tied)))
-        plain = leaks if question.known else statements.target
+        if tied:
+            connection.execute(statements.best)
+        plain = statements.plain(tied=bool(tied))
+        matches = statements.known if question.known else plain
         if history.columns is not None:
-            return InMemory.of(connection, history, join, entities, statements.target, plain)
-        return OnDisk(history, join, statements.target, plain)
+            return InMemory.of(connection, history, join, entities, matches, plain)
+        return OnDisk.of(connection, history, join, index, matches, plain)
 
     return await database.run(find)

@@ -50,11 +50,15 @@ def in_order(target: str, features: Sequence[str]) -> str:
     )
 
 
-class Statements:
-    """The statements of one join, whose matches go into the table ``target`` (r, asked, id)."""
+def kept(name: str, query: str) -> str:
+    """The rows of a query, kept in a table."""
+    return f"CREATE OR REPLACE TABLE {name} AS {query}"
 
-    def __init__(self, join: Join, target: str) -> None:
-        self.target = target
+
+class Statements:
+    """The statements of one join; its matches are rows of r, asked, and id or null."""
+
+    def __init__(self, join: Join) -> None:
         self._keys = [f"k{index}" for index in range(len(join.columns))]
         self._listed = "".join(f"{key}, " for key in self._keys)
         ttl = join.view.ttl
@@ -81,13 +85,13 @@ class Statements:
             f"FROM history h SEMI JOIN ties USING ({self._listed}t) GROUP BY ALL"
         )
 
-    def plain(self, target: str, *, tied: bool) -> str:
+    def plain(self, *, tied: bool) -> str:
+        """The matches by the plain rule; ``tied`` where ``best`` is there."""
         found, settled = "h.id", ""
         if tied:
             found = "coalesce(b.id, h.id)"
             settled = f"LEFT JOIN best b ON {self._same_keys('b', 'h')}b.t = h.t"
         return (
-            f"CREATE OR REPLACE TABLE {target} AS "
             f"SELECT e.r, e.asked, CASE WHEN {self._counts} THEN {found} END AS id "
             f"FROM entity e "
             f"ASOF LEFT JOIN history h ON {self._same_keys('e', 'h')}e.asked >= h.t "
@@ -106,7 +110,6 @@ class Statements:
             f"FROM (SELECT *, greatest(t, c) AS v FROM history)"
         )
         return (
-            f"CREATE OR REPLACE TABLE {self.target} AS "
             f"SELECT e.r, e.asked, CASE WHEN {self._counts} THEN h.id END AS id "
             f"FROM entity e ASOF LEFT JOIN ({seen}) h "
             f"ON {self._same_keys('e', 'h')}e.asked >= h.v"
