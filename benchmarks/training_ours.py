@@ -54,6 +54,13 @@ class Ours(Way):
         training = await self.store.get_historical_features(ready, self.asked, **options)
         return training.to_arrow()
 
+    async def warm(self, ready: Any) -> None:
+        """By both engines where the choice is the store's: few rows would warm one alone."""
+        await self.call(ready)
+        if self.options.get("engine") == "auto" and "read_from" not in self.options:
+            options: Any = {**self.options, "engine": "duckdb"}
+            await self.store.get_historical_features(ready, self.asked, **options)
+
 
 class Streamed(Ours):
     """`stream_historical_features` from one Parquet file to another, never whole in memory."""

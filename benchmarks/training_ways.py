@@ -61,6 +61,10 @@ class Way:
         """What is measured: from the entity table to the answer."""
         raise NotImplementedError
 
+    async def warm(self, ready: Any) -> None:
+        """A call with few rows, before the one that counts: it imports what that needs."""
+        await self.call(ready)
+
     def batches(self, entities: Any, answer: Any) -> Iterable[pa.RecordBatch]:
         """The answer's rows with the columns of the entity table, to be compared. Of a way from
         file to file, the answer is the file's path."""
@@ -76,7 +80,7 @@ async def measured(way: Way) -> dict[str, Any]:
     async with way.opened():
         table = pq.read_table(way.entities) if not way.from_file else None
         if table is not None:
-            await way.call(way.ready(table.slice(0, WARM_ROWS)))
+            await way.warm(way.ready(table.slice(0, WARM_ROWS)))
         ready = way.ready(table)
         seconds: list[float] = []
         while not seconds or (sum(seconds) < REPEATED_SECONDS and len(seconds) < MOST_CALLS):

@@ -37,8 +37,8 @@ class Costs:
 
 
 COSTS: Mapping[str, Costs] = {
-    "postgresql": Costs(lookup=11e-6, fetch=2.0e-6, match=1.5e-6),
-    "sqlite": Costs(lookup=9e-6, fetch=8e-6, match=1.5e-6),
+    "postgresql": Costs(lookup=10e-6, fetch=1.2e-6, match=1.4e-6),
+    "sqlite": Costs(lookup=9e-6, fetch=7e-6, match=1.4e-6),
 }
 
 

@@ -23,8 +23,9 @@ from featurestore.training.rule import AT, Matched
 if TYPE_CHECKING:
     import duckdb
 
-CHUNK_ROWS = 65_536
-"""Entity rows per answer. Gathering so many at a time keeps their columns in the caches."""
+CHUNK_ROWS = 262_144
+"""Entity rows per answer. Each gathering goes through all pieces of a column: of 2 million rows in
+16 pieces, 1 million are gathered in 0.03 s by 65,536 at a time, and in 0.01 s by so many."""
 
 
 class Answer(Protocol):
@@ -39,7 +40,7 @@ class InMemory:
     """Matches by their positions in history; ``plain`` those that leaks are counted among."""
 
     join: Join
-    columns: dict[str, pa.Array]
+    columns: dict[str, pa.ChunkedArray]
     asked: pa.ChunkedArray
     positions: pa.Array
     plain: pa.Array
@@ -76,9 +77,9 @@ class InMemory:
         created = self.columns[CREATED].take(plain)
         leaked = pc.greater(created, self.asked.slice(start, CHUNK_ROWS))
         return Matched(
-            self.columns[ARRIVAL].take(positions),
+            single(self.columns[ARRIVAL].take(positions)),
             pc.sum(leaked, min_count=0).as_py(),
-            tuple(_whole(self.columns[name].take(positions)) for name in self.join.features),
+            tuple(single(self.columns[name].take(positions)) for name in self.join.features),
         )
 
 
@@ -87,10 +88,6 @@ def _positions(connection: duckdb.DuckDBPyConnection, matches: str, rows: int) -
     found = connection.sql(matches).project("r, id").to_arrow_table()
     ids, places = single(found.column("id")), single(found.column("r"))
     return pc.scatter(ids.cast(pa.int64()), places, max_index=rows - 1)
-
-
-def _whole(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    return single(column) if isinstance(column, pa.ChunkedArray) else column
 
 
 @dataclass(frozen=True)

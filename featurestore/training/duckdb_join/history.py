@@ -17,7 +17,7 @@ from featurestore.storage.session import Session
 from featurestore.storage.tables import revision_mark
 from featurestore.storage.waiting import in_thread
 from featurestore.training.duckdb_join import statements
-from featurestore.training.duckdb_join.columns import plain_key, single
+from featurestore.training.duckdb_join.columns import plain_key
 from featurestore.training.entities import Entities
 from featurestore.training.history import history_schema, history_types, read_source
 from featurestore.training.memory import Memory
@@ -36,7 +36,7 @@ class History:
     """A view's history as the joins need it: its columns in memory, or a Parquet file."""
 
     def __init__(
-        self, view: RegisteredView, columns: dict[str, pa.Array] | None, path: Path
+        self, view: RegisteredView, columns: dict[str, pa.ChunkedArray] | None, path: Path
     ) -> None:
         self.view = view
         self.columns = columns
@@ -123,29 +123,17 @@ class _Gathered:
             self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
         self._batches, self._bytes = [], self._limit
 
-    def finish(self) -> dict[str, pa.Array] | None:
-        """The columns, where they are in memory."""
+    def finish(self) -> dict[str, pa.ChunkedArray] | None:
+        """The columns, where they are in memory. As they came: to put each into one piece would
+        be to touch as much memory again, and cost more than the join."""
         if self._writer is None:
-            return self._columns()
+            rows = pa.Table.from_batches(self._batches, self._schema)
+            return dict(zip(rows.column_names, rows.columns, strict=True))
         self._flush()
         with spilling():
             self._writer.close()
         self._writer = None
         return None
-
-    def _columns(self) -> dict[str, pa.Array]:
-        # In one piece each, and one after the other: two are held twice at no time.
-        parts = [
-            dict(zip(batch.schema.names, batch.columns, strict=True)) for batch in self._batches
-        ]
-        self._batches = []
-        columns = {}
-        for field in self._schema:
-            pieces = [part.pop(field.name) for part in parts]
-            whole = pa.chunked_array(pieces, field.type)
-            # More than 2 GB of text stays in pieces, which take longer to gather from.
-            columns[field.name] = single(whole)
-        return columns
 
     def close(self) -> None:
         """After a failure: the file is thrown away."""
