@@ -103,9 +103,10 @@ class Database:
             return pool.checkedin() + pool.checkedout() > 0
         return self._used
 
-    def _check_fork(self) -> None:
-        if self.dialect.single_writer:
-            forks.check_file(self.engine.url.database or "")
+    async def _check_fork(self) -> None:
+        if self.dialect.single_writer and forks.parent_had_files():
+            # In a forked process alone: it looks at the disk.
+            await asyncio.to_thread(forks.check_file, self.engine.url.database or "")
         if self._parents_pool is None or self._parents_pool is not self.engine.pool:
             return
         if self.owned:
@@ -145,7 +146,7 @@ class Database:
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[Session]:
-        self._check_fork()
+        await self._check_fork()
         self._used = True
         with translated(self.label):
             connection = await self._connect()

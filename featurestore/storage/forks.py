@@ -71,11 +71,14 @@ def sqlite_at_work() -> None:
     _locked_library = True
 
 
+def parent_had_files() -> bool:
+    """Whether this process was forked from one that had SQLite files open."""
+    return bool(_open_in_parent or _locked_library)
+
+
 def check_file(database: str) -> None:
     """Raise :class:`FeatureStoreError` where a SQLite database, by its path or URI, cannot be
-    opened in this process because of what its parent had open at the fork."""
-    if not _open_in_parent and not _locked_library:
-        return
+    opened in this process because of what its parent had open at the fork. For a thread."""
     file = database.removeprefix("file:").partition("?")[0]
     if _identity(file) in _open_in_parent:
         raise FeatureStoreError(
