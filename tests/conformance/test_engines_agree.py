@@ -12,20 +12,35 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from builders import driver_stats, entity_rows, hour, parquet, stats, table_of, write
+from builders import (
+    driver_stats,
+    entity_rows,
+    hour,
+    parquet,
+    report,
+    stats,
+    table_of,
+    weather,
+    write,
+)
 from cases import Kind, kinds, next_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Draft, Oracle
 from strategies import FEATURES, NOW, TTL, PointInTimeCase, point_in_time_cases
-from ways import WAYS, asked
+from ways import WAYS, asked, question
 
 import featurestore as fs
+from featurestore.training.memory import Memory
+from featurestore.training.read import read_training_set
 
 KINDS = kinds(TTL)
 
 MAX_EXAMPLES = settings().max_examples * 2 // 5
 """Each example is read in 16 ways: 320 a run, and thousands by the thorough profile."""
+
+BETWEEN = Memory(engine=256 << 20, history=4_096, results=64 << 20, threads=1)
+"""Room for a few rows of history: larger ones go to the disk."""
 
 
 @pytest.fixture
@@ -277,3 +292,23 @@ async def test_empty_sides(store: fs.FeatureStore):
             "trips",
         ]
         assert len(none) == 0
+
+
+@pytest.mark.parametrize("large_first", [False, True])
+async def test_a_view_in_memory_and_one_on_disk_in_one_set(
+    store: fs.FeatureStore, large_first: bool
+):
+    large, small = driver_stats(), weather()
+    await store.apply([large, small])
+    rows = [stats(7, hour(n / 1_000), n / 4, n) for n in range(500)]
+    await store.ingest(large, table_of(large, rows))
+    await store.push(small, [report("jfk", hour(0), 3.5)])
+    entities = entity_rows((7, hour(1)), (8, hour(1)))
+    entities = entities.append_column("airport", pa.array(["jfk", "lax"]))
+    features = [large[["trips"]], small] if large_first else [small, large[["trips"]]]
+    asking = replace(question(features, "duckdb in memory"), memory=BETWEEN)
+    found = await read_training_set(store._context, entities, asking)
+    assert found.to_arrow().select(["trips", "temp"]).to_pylist() == [
+        {"trips": 499, "temp": 3.5},
+        {"trips": None, "temp": None},
+    ]

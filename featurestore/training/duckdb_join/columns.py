@@ -9,6 +9,7 @@ from featurestore.training.rule import AT, ROW
 
 
 def single(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece; as it is where it has more than 2 GB of text."""
     if column.num_chunks == 1:
         return column.chunk(0)
     try:
@@ -23,6 +24,7 @@ def plain_key(column: pa.Array) -> pa.Array:
 
 
 def narrow_entities(keys: pa.Table, join: Join) -> pa.Table:
+    """Rows, times and a join's keys of the entity rows, by the names that the statements have."""
     columns = {"r": keys.column(ROW), "asked": plain_key(keys.column(AT))}
     for index, (_, column) in enumerate(join.columns):
         columns[f"k{index}"] = plain_key(keys.column(column))

@@ -44,6 +44,9 @@ class History:
 
     def register(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make it known as ``history``, by the names that the statements have for it."""
+        # Of the view before: one of Arrow columns and one of a file do not replace each other.
+        connection.unregister("history")
+        connection.execute("DROP VIEW IF EXISTS history")
         names = statements.short_names(self.view.view.join_keys)
         if self.columns is not None:
             narrow = {name: plain_key(self.columns[column]) for column, name in names.items()}

@@ -30,7 +30,7 @@ def history_view(names: Mapping[str, str], keys: Mapping[str, FeatureType]) -> s
     )
     # A feature may have the name a: the arrival by its own.
     found = f'"{ARRIVAL}" AS id'
-    return f"CREATE OR REPLACE VIEW history AS SELECT {columns}, {found} FROM rows_of_history"
+    return f"CREATE OR REPLACE TEMP VIEW history AS SELECT {columns}, {found} FROM rows_of_history"
 
 
 def leaks(plain: str) -> str:
