@@ -36,7 +36,7 @@ from featurestore.training.report import EngineChoice, Report, TrainingPlan
 from featurestore.training.rule import Matched, Question
 from featurestore.training.spool import Collected
 from featurestore.training.sql import join_in_database
-from featurestore.training.threads import FEW_COLUMNS, beside, is_small
+from featurestore.training.threads import FEW_COLUMNS, is_small
 from featurestore.training.training_set import TrainingSet
 
 
@@ -67,7 +67,7 @@ class Reading:
         if total:
             async with self._coming() as answers:
                 async for found in answers:
-                    rows = await beside(self.small, self.assembly.add, found)
+                    rows = await in_thread(self.assembly.add, found, small=self.small)
                     report.tell("rows", self.assembly.rows, total)
                     for batch in rows:
                         yield batch
@@ -102,7 +102,7 @@ class Reading:
             match_rate={join.name: one.matched / rows for join, one in sums.items()},
             features={one.name: request.joins[one.join].name for one in request.outputs},
             leaked={join.name: one.leaked for join, one in sums.items()},
-            manifest=await beside(self.small, self._manifest, sums, await versions()),
+            manifest=await in_thread(self._manifest, sums, await versions(), small=self.small),
             plan=TrainingPlan(
                 report.choice.engine,
                 report.choice.reason,

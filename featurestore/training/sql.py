@@ -20,10 +20,10 @@ from featurestore.errors import FeatureStoreError
 from featurestore.selection import Join
 from featurestore.storage.session import Session
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT, revision_mark
-from featurestore.storage.waiting import uninterrupted
+from featurestore.storage.waiting import in_thread, uninterrupted
 from featurestore.training.entities import Entities
 from featurestore.training.rule import AT, ROW, Matched, Question
-from featurestore.training.threads import beside, is_small
+from featurestore.training.threads import is_small
 from featurestore.types import FeatureType, Int64, Timestamp
 
 CHUNK_ROWS = 16_384
@@ -55,9 +55,10 @@ async def join_in_database(
                 async for chunk in chunks:
                     yield await asyncio.to_thread(_chunk, session, chunk, layout)
         return
-    values = await beside(is_small(rows), session.dialect.inline_values, rows, types)
+    small = is_small(rows)
+    values = await in_thread(session.dialect.inline_values, rows, types, small=small)
     found = await session.raw_rows(statement.sql, statement.values(values))
-    yield await beside(is_small(rows), _chunk, session, found, statement.layout)
+    yield await in_thread(_chunk, session, found, statement.layout, small=small)
 
 
 Layout = Sequence[tuple[int, list[FeatureType]]]
