@@ -96,7 +96,7 @@ SPILLS: dict[str, tuple[pa.Table, str, Memory]] = {
     "entity keys": (entities(300_000), "sql", Memory(64 * MIB, 0, 0, 1)),
     "results": (PADDED, "sql", Memory(64 * MIB, 0, 2 * MIB, 1)),
     "history": (entities(1_000), "duckdb", Memory(64 * MIB, 0, PLENTY, 1)),
-    "DuckDB": (entities(400_000), "duckdb", Memory(24 * MIB, 32 * MIB, PLENTY, 1)),
+    "DuckDB": (entities(800_000), "duckdb", Memory(20 * MIB, 32 * MIB, PLENTY, 1)),
 }
 """What goes to the disk: entities, engine, and a memory that leaves no other way."""
 
