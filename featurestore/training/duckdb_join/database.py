@@ -44,8 +44,9 @@ class Database:
     """A DuckDB of one call. Its work is done in threads, and stops where its caller is
     cancelled."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection) -> None:
+    def __init__(self, connection: duckdb.DuckDBPyConnection, threads: int) -> None:
         self.connection = connection
+        self.threads = threads
 
     @classmethod
     @asynccontextmanager
@@ -70,7 +71,7 @@ class Database:
 
         try:
             await in_thread(_translated, connect)
-            yield cls(opened[0])
+            yield cls(opened[0], memory.threads)
         finally:
             for connection in opened:
                 await uninterrupted(asyncio.to_thread(connection.close))

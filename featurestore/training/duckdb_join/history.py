@@ -20,7 +20,7 @@ from featurestore.training.duckdb_join import statements
 from featurestore.training.duckdb_join.columns import plain_key
 from featurestore.training.entities import Entities
 from featurestore.training.history import history_schema, history_types, read_source
-from featurestore.training.memory import Memory
+from featurestore.training.memory import POOL, Memory
 from featurestore.training.pruning import history_bounds
 from featurestore.training.rule import Question
 from featurestore.training.spool import spilling
@@ -50,7 +50,7 @@ class History:
         names = statements.short_names(self.view.view.join_keys)
         if self.columns is not None:
             narrow = {name: plain_key(self.columns[column]) for column, name in names.items()}
-            narrow["id"] = pa.arange(0, len(narrow["t"]))
+            narrow["id"] = pa.arange(0, len(narrow["t"]), memory_pool=POOL)
             connection.register("history", pa.table(narrow))
             return
         connection.read_parquet(str(self.path)).create_view("rows_of_history")

@@ -77,6 +77,11 @@ class Statements:
         )
 
     @property
+    def hashes(self) -> str:
+        """A number for each row of history that rows of the same keys and time have in common."""
+        return f"SELECT hash({self._listed}t) AS hash FROM history"
+
+    @property
     def best(self) -> str:
         """Which of the rows of each tie counts."""
         return (
