@@ -205,7 +205,7 @@ class RowProgress:
         with self._lock:
             pace = self._history.pace = self._history.pace or Pace(self._clock, 0)
             pace.reach(self._history.reach(now.rows))
-            title = f"history for {self._title}"
+            title = f"history of {now.view} for {self._title}"
             self._rows = Line(title, None, self._history.rows, pace.rate())
         if self._display is not None:
             self._display.update(None)

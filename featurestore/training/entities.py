@@ -27,9 +27,9 @@ from featurestore.ingest.casts import cast
 from featurestore.selection import Request
 from featurestore.storage.queries import reading_for_user
 from featurestore.storage.session import Session
-from featurestore.storage.waiting import stoppable_thread
+from featurestore.storage.waiting import in_thread, stoppable_thread
 from featurestore.training.rule import AT, ROW
-from featurestore.training.spool import IN_MEMORY_BYTES, collected
+from featurestore.training.spool import IN_MEMORY_BYTES, Spool, collected
 from featurestore.training.threads import is_small
 from featurestore.types import (
     Bool,
@@ -89,7 +89,7 @@ async def open_entities(
     """
     source = os.fspath(entity_df) if isinstance(entity_df, str | os.PathLike) else None
     if is_sql(entity_df):
-        table = await _query(session, entity_df)
+        table = await _query(session, entity_df, limit)
         types = {**request.key_columns, timestamp_column: Timestamp}
         table = await asyncio.to_thread(_typed, table, types)
     else:
@@ -182,17 +182,65 @@ def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.
         raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
 
 
-async def _query(session: Session, sql: str) -> pa.Table:
-    """The rows of a query, which must not write; they are held in memory."""
+async def _query(session: Session, sql: str, limit: int) -> pa.Table:
+    """The rows of a query, which must not write; mapped from a file beyond ``limit`` bytes."""
     with reading_for_user(session.label):
         async with session.dialect.read_only(session):
             columns = await session.describe(sql)
             _check_doubled([name for name, _ in columns])
-            async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
-                parts = [await asyncio.to_thread(_part, columns, rows) async for rows in chunks]
+            gathered = _QueryRows(columns, limit)
+            try:
+                async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
+                    async for rows in chunks:
+                        await in_thread(gathered.add, rows)
+                return await in_thread(gathered.table)
+            finally:
+                await in_thread(gathered.close)
+
+
+class _QueryRows:
+    """Rows of a query on their way to a table: in memory up to ``limit`` bytes, in files beyond.
+    For threads.
+
+    Where the database does not tell a column's type, its values do: from where a later one needs a
+    wider type on, the rows go to a file of their own.
+    """
+
+    def __init__(self, columns: Sequence[tuple[str, pa.DataType | None]], limit: int) -> None:
+        self._columns = columns
+        self._limit = limit
+        self._parts: list[pa.Table] = []
+        self._bytes = 0
+        self._spools: list[Spool] = []
+
+    def add(self, rows: Sequence[Any]) -> None:
+        part = _part(self._columns, rows)
+        self._parts.append(part)
+        self._bytes += part.nbytes
+        if self._bytes > self._limit:
+            self._write(_joined(self._parts))
+            self._parts = []
+
+    def _write(self, rows: pa.Table) -> None:
+        schema = rows.schema
+        if self._spools:
+            schema = _joined([self._spools[-1].schema.empty_table(), rows.slice(0, 0)]).schema
+        if not self._spools or schema != self._spools[-1].schema:
+            self._spools.append(Spool(schema))
+        self._spools[-1].write(rows.cast(schema))
+
+    def table(self) -> pa.Table:
+        parts = [spool.table() for spool in self._spools] + self._parts
+        return _joined(parts or [_part(self._columns, [])])
+
+    def close(self) -> None:
+        for spool in self._spools:
+            spool.close()
+
+
+def _joined(parts: Sequence[pa.Table]) -> pa.Table:
     try:
-        empty = _part(columns, [])
-        return pa.concat_tables(parts or [empty], promote_options="permissive")
+        return pa.concat_tables(parts, promote_options="permissive")
     except pa.ArrowException as error:
         raise SchemaMismatchError(f"The rows of the query make no table: {error}") from error
 

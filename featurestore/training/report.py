@@ -27,12 +27,13 @@ class EngineChoice:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """How far a training set is: ``stage`` is ``"history"``, rows on their way out of a view's
-    history (``total`` None: how many is not known), or ``"rows"``, those of the set."""
+    """How far a training set is: ``stage`` is ``"history"``, rows on their way out of the history
+    of ``view`` (``total`` None: how many is not known), or ``"rows"``, those of the set."""
 
     stage: str
     rows: int
     total: int | None = None
+    view: str | None = None
 
 
 OnTraining = Callable[[TrainingProgress], None]
@@ -51,10 +52,12 @@ class Report:
     def history_read(self, view: str, rows: int, seconds: float) -> None:
         self.reads.append(HistoryRead(view, rows, seconds))
 
-    def tell(self, stage: str, rows: int, total: int | None = None) -> None:
+    def tell(
+        self, stage: str, rows: int, total: int | None = None, *, view: str | None = None
+    ) -> None:
         """Say how far it is, to who wants to know."""
         if self.progress is not None:
-            self.progress(TrainingProgress(stage, rows, total))
+            self.progress(TrainingProgress(stage, rows, total, view))
 
 
 @dataclass(frozen=True)

@@ -185,13 +185,13 @@ def test_rows_alone(clock: Clock) -> None:
 def test_a_training_set_shows_the_history_that_is_read_for_it(clock: Clock) -> None:
     """Of one view after the other, each counted from its own beginning."""
     progress = RowProgress("set.parquet", clock)
-    for view in (1, 2):
+    for place, view in enumerate(("trips", "drivers")):
         for rows in (1_000, 2_000):
             clock.now += 2
-            progress.of_training(TrainingProgress("history", rows))
+            progress.of_training(TrainingProgress("history", rows, view=view))
             (line,) = progress.lines()
-            assert (line.title, line.share) == ("history for set.parquet", None)
-            assert line.rows == 2_000 * (view - 1) + rows
+            assert (line.title, line.share) == (f"history of {view} for set.parquet", None)
+            assert line.rows == 2_000 * place + rows
     assert line.rate == pytest.approx(4_000 / 8, rel=0.5)
     clock.now += 1
     progress.of_training(TrainingProgress("rows", 0, 100))

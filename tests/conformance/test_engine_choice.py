@@ -95,5 +95,5 @@ async def test_progress_tells_of_history_and_rows(filled: fs.FeatureStore):
     await filled.get_historical_features(
         many(150_000), [VIEW], engine="duckdb", progress=told.append
     )
-    assert {one.stage for one in told} == {"history", "rows"}
+    assert {(one.stage, one.view) for one in told} == {("history", VIEW.name), ("rows", None)}
     assert told[-1] == fs.TrainingProgress("rows", 150_000, 150_000)

@@ -85,7 +85,7 @@ class History:
             async with ahead(batches) as arriving:
                 async for batch in arriving:
                     await in_thread(gathered.add, batch)
-                    question.report.tell("history", gathered.rows)
+                    question.report.tell("history", gathered.rows, view=view.name)
             columns = await in_thread(gathered.finish)
         finally:
             await in_thread(gathered.close)
