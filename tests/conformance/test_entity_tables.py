@@ -534,6 +534,18 @@ async def test_an_engine_that_is_not_installed_says_which_extra_brings_it(
     assert auto == "sql 1"
 
 
+async def test_duckdb_does_without_numpy(store: fs.FeatureStore, database_url: str):
+    await store.apply([VIEW])
+    program = WITHOUT.format(
+        missing=("numpy",), url=database_url, project=f"{store.project}_without"
+    )
+    done = await asyncio.to_thread(
+        subprocess.run, [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == "duckdb 1"
+
+
 # --- inside of a transaction ------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import asyncio
 import gc
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ from ways import WAYS, asked, streamed
 
 import featurestore as fs
 from featurestore.testing import PostgresServer
+from featurestore.training.duckdb_join.answers import InMemory
 
 both = pytest.mark.parametrize("featurestore_url", ["sqlite", "postgresql"], indirect=True)
 
@@ -270,6 +272,30 @@ async def test_a_stream_left_early_in_a_transaction_lets_it_go_on(ready: Left, g
 
 
 # --- work that takes long ---------------------------------------------------------------------
+
+
+@both
+async def test_no_thread_gathers_on(ready: Left, given: Given, monkeypatch: pytest.MonkeyPatch):
+    running: list[str] = []
+    began = threading.Event()
+    taken = InMemory._taken
+
+    def slow(self: InMemory, *arguments: Any) -> pa.Array:
+        running.append("one")
+        began.set()
+        time.sleep(0.2)
+        found = taken(self, *arguments)
+        running.pop()
+        return found
+
+    monkeypatch.setattr(InMemory, "_taken", slow)
+    task = asyncio.create_task(asked(ready.store, given.entities, FEATURES, "duckdb in memory"))
+    assert await asyncio.to_thread(began.wait, 20)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert running == []
+    await ready.nothing()
 
 
 async def _is_idle() -> None:

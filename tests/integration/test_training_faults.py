@@ -9,7 +9,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,8 @@ from featurestore.storage import postgresql_adbc
 from featurestore.storage.postgresql_adbc import conninfo
 from featurestore.testing import PostgresServer, allow_blocking
 from featurestore.training.asked import Asked, names_of
+from featurestore.training.duckdb_join.database import Database
+from featurestore.training.duckdb_join.history import History
 from featurestore.training.memory import Memory
 from featurestore.training.read import read_training_set
 
@@ -218,6 +221,92 @@ async def test_the_least_memory_is_enough_for_hundreds_of_thousands_of_rows(feat
         assert found.to_arrow().equals(wanted)
         on_disk = Memory(128 * MIB, 0, PLENTY, 1)
         assert (await with_memory(store, table, FEATURES, "duckdb", on_disk)).equals(wanted)
+
+
+async def test_wide_rows_are_sorted_by_one_thread_where_several_have_too_little_memory(
+    featurestore_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    given_up: list[int] = []
+    use_one_thread = Database.use_one_thread
+
+    async def noted(self: Database, *arguments: Any) -> None:
+        given_up.append(self.threads)
+        await use_one_thread(self, *arguments)
+
+    monkeypatch.setattr(Database, "use_one_thread", noted)
+    async with opened(featurestore_url) as store:
+        await store.ingest(NAME, await asyncio.to_thread(history, 60_000, 1_000))
+        table = entities(100_000)
+        wanted = await with_memory(store, table, FEATURES, "sql", Memory(PLENTY, 0, PLENTY, 1))
+        little = Memory(96 * MIB, 0, PLENTY, 4)
+        assert (await with_memory(store, table, FEATURES, "duckdb", little)).equals(wanted)
+    assert given_up == [4]
+
+
+async def test_answers_of_wide_texts_are_cut_by_their_bytes(featurestore_url: str):
+    """Of 400,000 rows with 6,000 letters each: more than 2 GB, which one column could not hold."""
+    async with opened(featurestore_url) as store:
+        await store.ingest(NAME, await asyncio.to_thread(history, 150, 6_000))
+        rows = nulls = 0
+        async with aclosing(
+            store.stream_historical_features(entities(400_000), FEATURES, engine="duckdb")
+        ) as batches:
+            async for batch in batches:
+                assert batch.nbytes < 80 * MIB
+                rows += batch.num_rows
+                nulls += batch["city"].null_count
+    assert (rows, nulls) == (400_000, 100_000)
+
+
+async def test_a_text_far_longer_than_others_does_not_overflow_a_column(featurestore_url: str):
+    """The average says nothing of what is matched: here always the longest."""
+
+    def one_long() -> pa.Table:
+        rows = rows_table(20_000, bad_every=10**9)
+        cities = pa.array(["y"] * 19_999 + ["x" * 12_000_000])
+        return rows.set_column(rows.column_names.index("city"), "city", cities)
+
+    rows = await asyncio.to_thread(one_long)
+    driver = pa.repeat(rows["driver_id"][19_999], 200)
+    table = entities(200).set_column(0, "driver_id", driver)
+    async with opened(featurestore_url) as store:
+        await store.ingest(NAME, rows)
+        found = streamed(store, table, [f"{NAME}:city"], "duckdb in memory")
+        assert sum([batch.num_rows async for batch in found]) == 200
+
+
+async def test_views_share_the_memory_for_history(
+    featurestore_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    held: list[int] = []
+    read = History.read
+
+    async def noted(*arguments: Any) -> History:
+        found = await read(*arguments)
+        held.append(found.held)
+        return found
+
+    monkeypatch.setattr(History, "read", noted)
+    views = [replace(VIEW, name=f"stats_{n}") for n in range(4)]
+    async with opened(featurestore_url, new_project()) as store:
+        await store.apply(views)
+        for view in views:
+            await store.ingest(view, await asyncio.to_thread(history, 20_000, 100))
+        features = [view[["city"]].with_name(f"view_{n}") for n, view in enumerate(views)]
+        asking = Asked(
+            names=partial(names_of, features),
+            find=partial(resolve, features, full_feature_names=True),
+            engine="duckdb",
+            memory=Memory(PLENTY, 8 * MIB, PLENTY, 1),
+        )
+        found = (await read_training_set(store._context, entities(1_000), asking)).to_arrow()
+    assert len(held) == 4
+    assert held[0] > 2 * MIB
+    assert 0 in held
+    assert sum(held) <= 8 * MIB
+    first, *others = (found[f"view_{n}__city"] for n in range(4))
+    assert first.null_count < 300
+    assert all(one.equals(first) for one in others)
 
 
 # --- PostgreSQL -------------------------------------------------------------------------------

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from featurestore.errors import StoreUnavailableError
 from featurestore.selection import Join
 from featurestore.storage.tables import ARRIVAL, CREATED
-from featurestore.storage.waiting import uninterrupted
+from featurestore.storage.waiting import in_thread, uninterrupted
 from featurestore.training.duckdb_join import statements
 from featurestore.training.duckdb_join.columns import single
 from featurestore.training.duckdb_join.database import Database
@@ -20,25 +23,32 @@ from featurestore.training.duckdb_join.history import History
 from featurestore.training.entities import Entities
 from featurestore.training.memory import POOL
 from featurestore.training.rule import AT, Matched
+from featurestore.types import Timestamp
 
 if TYPE_CHECKING:
     import duckdb
 
 _CHUNK_BYTES = 64 << 20
-_MOST_ROWS, _LEAST_ROWS = 524_288, 65_536
-_VALUE_BYTES = 16
-"""Some of each value of an answer, numbers and texts."""
+_MOST_ROWS = 524_288
+_LONGEST_BYTES = 512 << 20
+"""Of a column whose rows all have the longest value: a column of texts has room for 2 GB."""
 
 
-def chunk_rows(joins: Sequence[Join]) -> int:
-    """Entity rows per answer. Each gathering finds the pieces that its rows lie in, and asks for
-    memory: a million rows of 10 columns took 0.34 s by 262,144 at a time, 0.22 s by twice that."""
-    width = _VALUE_BYTES * sum(len(join.features) for join in joins)
-    return max(_LEAST_ROWS, min(_CHUNK_BYTES // max(width, 1), _MOST_ROWS))
+def chunk_rows(answers: Sequence[Answer]) -> int:
+    """Entity rows at a time, of all joins. Each gathering finds the pieces that its rows lie in,
+    and asks for memory: a million rows of 10 columns took 0.34 s by 262,144 at a time, and 0.22 s
+    by twice that."""
+    width = sum(answer.history.row_bytes for answer in answers)
+    longest = max(answer.history.longest for answer in answers)
+    return max(1, min(_MOST_ROWS, _CHUNK_BYTES // width, _LONGEST_BYTES // max(longest, 1)))
 
 
 class Answer(Protocol):
     """The matches of one join, for all entity rows."""
+
+    @property
+    def history(self) -> History:
+        """What they are matches in."""
 
     def chunks(self, database: Database, rows: int, size: int) -> AsyncGenerator[Matched, None]:
         """They in the order of the ``rows`` entity rows, ``size`` at a time."""
@@ -48,8 +58,8 @@ class Answer(Protocol):
 class InMemory:
     """Matches by their positions in history; ``plain`` those that leaks are counted among."""
 
+    history: History
     join: Join
-    columns: dict[str, pa.ChunkedArray]
     asked: pa.ChunkedArray
     positions: pa.Array
     plain: pa.Array
@@ -65,12 +75,10 @@ class InMemory:
         plain: str,
     ) -> InMemory:
         """Carry out the queries for the matches and for the plain ones."""
-        assert history.columns is not None
-        wanted = (ARRIVAL, CREATED, *join.features)
         positions = _positions(connection, matches, len(entities))
         return cls(
+            history,
             join,
-            {name: history.columns[name] for name in wanted},
             entities.keys.column(AT),
             positions,
             positions if plain == matches else _positions(connection, plain, len(entities)),
@@ -80,33 +88,29 @@ class InMemory:
         self, database: Database, rows: int, size: int
     ) -> AsyncGenerator[Matched, None]:
         for start in range(0, rows, size):
-            yield await self._chunk(slice(start, min(start + size, rows)), database.threads)
+            part = slice(start, min(start + size, rows))
+            yield await in_thread(self._chunk, part, database.threads)
 
-    async def _chunk(self, rows: slice, threads: int) -> Matched:
+    def _chunk(self, rows: slice, threads: int) -> Matched:
         """Its columns are gathered side by side: each waits for memory, not for the others."""
-        names = [ARRIVAL, *self.join.features]
-        async with asyncio.TaskGroup() as group:
-            leaked = group.create_task(asyncio.to_thread(self._leaked, rows))
-            gathered = [
-                group.create_task(asyncio.to_thread(self._gathered, rows, names[n::threads]))
-                for n in range(min(threads, len(names)))
-            ]
-        columns = {name: column for one in gathered for name, column in one.result().items()}
-        arrivals, *features = (columns[name] for name in names)
-        return Matched(arrivals, leaked.result(), tuple(features))
+        with ThreadPoolExecutor(threads) as pool:
+            leaked = pool.submit(self._leaked, rows)
+            arrivals, *features = pool.map(
+                partial(self._taken, self.positions[rows]),
+                (ARRIVAL, *self.join.features),
+                (pa.int64(), *(kind.arrow for kind in self.join.types())),
+            )
+            return Matched(arrivals, leaked.result(), tuple(features))
 
     def _leaked(self, rows: slice) -> int:
-        created = _taken(self.columns[CREATED], self.plain[rows])
+        created = self._taken(self.plain[rows], CREATED, Timestamp.arrow)
         later = pc.greater(created, self.asked[rows])
         return int(pc.sum(later, min_count=0).as_py())
 
-    def _gathered(self, rows: slice, names: Sequence[str]) -> dict[str, pa.Array]:
-        positions = self.positions[rows]
-        return {name: _taken(self.columns[name], positions) for name in names}
-
-
-def _taken(column: pa.ChunkedArray, positions: pa.Array) -> pa.Array:
-    return single(pc.take(column, positions, memory_pool=POOL))
+    def _taken(self, positions: pa.Array, name: str, kind: pa.DataType) -> pa.Array:
+        assert self.history.columns is not None
+        found = pc.take(self.history.columns[name], positions, memory_pool=POOL)
+        return single(found).cast(kind, memory_pool=POOL)
 
 
 def _positions(connection: duckdb.DuckDBPyConnection, matches: str, rows: int) -> pa.Array:
@@ -150,20 +154,38 @@ class OnDisk:
         cursor = await database.run(database.connection.cursor)
         try:
             leaked = await database.run(lambda: self._leaks(cursor), cursor)
-            reader = await database.run(lambda: self._sorted(cursor, size), cursor)
+            reader, batch = await self._begun(database, cursor, size)
             waiting: list[pa.RecordBatch] = []
             while True:
-                batch = await database.run(lambda: next(reader, None), cursor)
                 waiting += [] if batch is None else [batch]
-                while sum(one.num_rows for one in waiting) >= (size if batch else 1):
+                while sum(one.num_rows for one in waiting) >= (1 if batch is None else size):
                     piece = pa.Table.from_batches(waiting)
                     waiting = piece.slice(size).to_batches()
                     yield await asyncio.to_thread(self._chunk, piece.slice(0, size), leaked)
                     leaked = 0  # all are told with the first
                 if batch is None:
                     return
+                batch = await database.run(lambda: next(reader, None), cursor)
         finally:
             await uninterrupted(asyncio.to_thread(cursor.close))
+
+    async def _begun(
+        self, database: Database, cursor: duckdb.DuckDBPyConnection, size: int
+    ) -> tuple[pa.RecordBatchReader, pa.RecordBatch | None]:
+        """The rows, sorted, and the first of them. Each thread sorts in memory of its own: where
+        wide rows leave too little for all of them, one does it."""
+
+        def begin() -> tuple[pa.RecordBatchReader, pa.RecordBatch | None]:
+            reader = self._sorted(cursor, size)
+            return reader, next(reader, None)
+
+        try:
+            return await database.run(begin, cursor)
+        except StoreUnavailableError as error:
+            if database.threads == 1 or type(error.__cause__).__name__ != "OutOfMemoryException":
+                raise
+        await database.use_one_thread(cursor)
+        return await database.run(begin, cursor)
 
     def _leaks(self, cursor: duckdb.DuckDBPyConnection) -> int:
         cursor.read_parquet(str(self.history.path)).create_view("rows_of_history")

@@ -76,6 +76,11 @@ class Database:
             for connection in opened:
                 await uninterrupted(asyncio.to_thread(connection.close))
 
+    async def use_one_thread(self, cursor: duckdb.DuckDBPyConnection) -> None:
+        """Leave all of the memory to one thread."""
+        await self.run(lambda: cursor.execute("SET threads = 1"), cursor)
+        self.threads = 1
+
     async def run(
         self, call: Callable[[], T], connection: duckdb.DuckDBPyConnection | None = None
     ) -> T:

@@ -17,10 +17,10 @@ from featurestore.storage.session import Session
 from featurestore.storage.tables import revision_mark
 from featurestore.storage.waiting import in_thread
 from featurestore.training.duckdb_join import statements
-from featurestore.training.duckdb_join.columns import plain_key
+from featurestore.training.duckdb_join.columns import longest, plain_key, ready_to_take
 from featurestore.training.entities import Entities
 from featurestore.training.history import history_schema, history_types, read_source
-from featurestore.training.memory import POOL, Memory
+from featurestore.training.memory import POOL
 from featurestore.training.pruning import history_bounds
 from featurestore.training.rule import Question
 from featurestore.training.spool import spilling
@@ -36,11 +36,17 @@ class History:
     """A view's history as the joins need it: its columns in memory, or a Parquet file."""
 
     def __init__(
-        self, view: RegisteredView, columns: dict[str, pa.ChunkedArray] | None, path: Path
+        self, view: RegisteredView, columns: dict[str, pa.ChunkedArray] | None, rows: _Gathered
     ) -> None:
         self.view = view
         self.columns = columns
-        self.path = path
+        self.path = rows.path
+        self.held = 0 if columns is None else rows.bytes
+        """Bytes in memory."""
+        self.row_bytes = max(rows.bytes // max(rows.rows, 1), 1)
+        """Of a row, on average."""
+        self.longest = rows.longest
+        """Bytes of the longest value."""
 
     def register(self, connection: duckdb.DuckDBPyConnection) -> None:
         """Make it known as ``history``, by the names that the statements have for it."""
@@ -65,8 +71,9 @@ class History:
         entities: Entities,
         question: Question,
         folder: Path,
-        memory: Memory,
+        limit: int,
     ) -> History:
+        """Read it; in memory up to ``limit`` bytes."""
         features = list(dict.fromkeys(name for join in joins for name in join.features))
         types = history_types(view, features)
         schema = history_schema(types)
@@ -79,8 +86,7 @@ class History:
             batches = session.dialect.extract(
                 session, view.history, types, bounds, mark, inside=question.inside
             )
-        keep = memory.history if len(entities) * 8 <= memory.history else 0
-        gathered = _Gathered(schema, folder / f"history-{view.id}.parquet", keep)
+        gathered = _Gathered(schema, folder / f"history-{view.id}.parquet", limit)
         try:
             async with ahead(batches) as arriving:
                 async for batch in arriving:
@@ -90,26 +96,28 @@ class History:
         finally:
             await in_thread(gathered.close)
         question.report.history_read(view.name, gathered.rows, time.perf_counter() - started)
-        return cls(view, columns, gathered.path)
+        return cls(view, columns, gathered)
 
 
 class _Gathered:
     """Rows of history: in memory up to ``limit`` bytes, in a Parquet file beyond. For threads."""
 
     def __init__(self, schema: pa.Schema, path: Path, limit: int) -> None:
-        self.rows = 0
+        self.rows = self.bytes = self.longest = 0
         self.path = path
         self._schema = schema
         self._limit = limit
-        self._bytes = 0
+        self._waiting = 0
         self._batches: list[pa.RecordBatch] = []
         self._writer: Any = None
 
     def add(self, batch: pa.RecordBatch) -> None:
         self._batches.append(batch)
         self.rows += batch.num_rows
-        self._bytes += batch.nbytes
-        if self._writer is None and self._bytes > self._limit:
+        self.bytes += batch.nbytes
+        self.longest = max(self.longest, *(longest(column) for column in batch.columns))
+        self._waiting += batch.nbytes
+        if self._writer is None and self._waiting > self._limit:
             import pyarrow.parquet as pq
 
             with spilling():
@@ -117,21 +125,24 @@ class _Gathered:
                 self._writer = pq.ParquetWriter(
                     self.path, self._schema, compression="lz4", write_statistics=False
                 )
-            self._bytes = self._limit
-        if self._writer is not None and self._bytes > self._limit + _GROUP_BYTES:
+        if self._writer is not None and self._waiting > _GROUP_BYTES:
             self._flush()
 
     def _flush(self) -> None:
         with spilling():
             self._writer.write_table(pa.Table.from_batches(self._batches, self._schema))
-        self._batches, self._bytes = [], self._limit
+        self._batches, self._waiting = [], 0
 
     def finish(self) -> dict[str, pa.ChunkedArray] | None:
-        """The columns, where they are in memory. As they came: to put each into one piece would
-        be to touch as much memory again, and cost more than the join."""
+        """The columns, where they are in memory. Numbers as they came: to put them into one piece
+        would be to touch as much memory again."""
         if self._writer is None:
             rows = pa.Table.from_batches(self._batches, self._schema)
-            return dict(zip(rows.column_names, rows.columns, strict=True))
+            columns = dict(zip(rows.column_names, rows.columns, strict=True))
+            self._batches, rows = [], None
+            for name in columns:
+                columns[name] = ready_to_take(columns[name])
+            return columns
         self._flush()
         with spilling():
             self._writer.close()
