@@ -36,6 +36,7 @@ from ways import WAYS, asked
 import featurestore as fs
 from featurestore.storage.tables import EVENT
 from featurestore.training.pruning import FEW_KEYS
+from featurestore.training.threads import FEW_BYTES
 
 VIEW = driver_stats()
 FEATURES = ["driver_stats:trips"]
@@ -604,6 +605,19 @@ async def test_large_and_wide_entity_tables_do_not_hold_up_the_loop(
         entities = pa.table({"driver_id": keys, "event_timestamp": times, **wide})
         found = await asked(trips_store, entities, FEATURES, way)
         assert found.to_arrow()["trips"].null_count == 0
+
+
+async def test_entity_tables_of_thousands_of_chunks_do_not_hold_up_the_loop(
+    trips_store: fs.FeatureStore,
+):
+    """Even to find how many bytes these have takes long: it is once too often on the loop."""
+    extra = {f"extra_{n}": pa.array([n], pa.int8()) for n in range(20)}
+    one = pa.table({"driver_id": [1], "event_timestamp": [hour(1)], **extra})
+    entities = pa.concat_tables([one] * 1_500)
+    assert one.nbytes * 1_500 <= FEW_BYTES, "few rows, but for their chunks"
+    for way in WAYS:
+        found = await asked(trips_store, entities, FEATURES, way)
+        assert found.to_arrow()["trips"].unique().to_pylist() == [1], way
 
 
 async def test_thousands_of_composite_keys_do_not_hold_up_the_loop(store: fs.FeatureStore):
