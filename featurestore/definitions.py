@@ -10,6 +10,7 @@ import datetime as dt
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -181,13 +182,13 @@ class ParquetSource:
         if not paths or not all(isinstance(p, str | os.PathLike) and os.fspath(p) for p in paths):
             raise DefinitionError("ParquetSource: give it a path, glob, folder or URL, or several.")
         mapping = dict(self.field_mapping)
-        targets = list(mapping.values())
         for column, target in mapping.items():
             _text("ParquetSource", "a column of field_mapping", column)
             _text("ParquetSource", f"field_mapping[{column!r}]", target)
-        if doubled := {target for target in targets if targets.count(target) > 1}:
+        targets = Counter(mapping.values())
+        if doubled := sorted(target for target, count in targets.items() if count > 1):
             raise DefinitionError(
-                f"ParquetSource: field_mapping gives {sorted(doubled)} two source columns."
+                f"ParquetSource: field_mapping gives {doubled} two source columns."
             )
         _set(
             self,
@@ -219,8 +220,9 @@ class _Selectable(ABC):
         names = (features,) if isinstance(features, str) else tuple(features)
         if not names:
             raise DefinitionError(f"view {selection.view.name!r}: a selection needs a feature.")
+        known = set(selection.features)
         for name in names:
-            if name not in selection.features:
+            if not isinstance(name, str) or name not in known:
                 raise NotFoundError.of(
                     "feature", str(name), selection.features, f" in view {selection.view.name!r}"
                 )
@@ -258,7 +260,8 @@ class FeatureView(_Selectable):
 
     name: str
     entities: Sequence[Entity]
-    fields: Sequence[Field]
+    # A view is a key in each read: the name tells it from others, and there may be thousands here.
+    fields: Sequence[Field] = field(hash=False)
     timestamp_field: str
     created_timestamp_field: str | None = None
     ttl: dt.timedelta | None = None
@@ -269,6 +272,8 @@ class FeatureView(_Selectable):
     owner: str = ""
     notify: bool = False
     join_keys: Mapping[str, FeatureType] = field(init=False, repr=False, compare=False)
+    types: Mapping[str, FeatureType] = field(init=False, repr=False, compare=False)
+    """The features' types by name, in order."""
 
     def __post_init__(self) -> None:
         where = f"view {check_name('view', self.name)!r}"
@@ -293,6 +298,7 @@ class FeatureView(_Selectable):
             entities=entities,
             fields=fields,
             join_keys=FrozenMap(join_keys),
+            types=FrozenMap((one.name, one.type) for one in fields),
             description=_text(where, "description", self.description),
             tags=_tags(where, self.tags),
             owner=_text(where, "owner", self.owner),
@@ -319,11 +325,6 @@ class FeatureView(_Selectable):
 
     def _selection(self) -> FeatureSelection:
         return FeatureSelection(self, tuple(self.types), self.name)
-
-    @property
-    def types(self) -> dict[str, FeatureType]:
-        """The features' types by name, in order."""
-        return {one.name: one.type for one in self.fields}
 
 
 def _values(where: str, what: str, values: object, kind: type[V]) -> tuple[V, ...]:
@@ -385,8 +386,8 @@ class FeatureService:
             selections.append(item._selection())
         if not selections:
             raise DefinitionError(f"{where}: it needs at least one feature.")
-        outputs = [(one.name, feature) for one in selections for feature in one.features]
-        if doubled := sorted({":".join(one) for one in outputs if outputs.count(one) > 1}):
+        outputs = Counter((one.name, feature) for one in selections for feature in one.features)
+        if doubled := sorted(":".join(one) for one, count in outputs.items() if count > 1):
             raise DefinitionError(
                 f"{where}: {doubled} are in it twice; give one of the two another name "
                 f"by with_name."

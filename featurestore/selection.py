@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from featurestore.definitions import FeatureSelection, FeatureService, FeatureView
 from featurestore.errors import DefinitionError, NotFoundError
@@ -88,9 +88,11 @@ def resolve(features: Features, catalog: Catalog, *, full_feature_names: bool) -
                     "feature", feature, view.view.types, f" in view {view.name!r}"
                 )
             wanted[places[place], feature] = None
+    chosen: list[list[str]] = [[] for _ in joins]
+    for index, feature in wanted:
+        chosen[index].append(feature)
     named = [
-        Join(join.view, join.name, tuple(f for j, f in wanted if j == index), join.columns)
-        for index, join in enumerate(joins)
+        replace(join, features=tuple(names)) for join, names in zip(joins, chosen, strict=True)
     ]
     outputs = _outputs(named, wanted, full_feature_names)
     return Request(tuple(named), outputs, catalog.revision)
@@ -101,6 +103,7 @@ def _outputs(
 ) -> tuple[Output, ...]:
     outputs: list[Output] = []
     owners: dict[str, str] = {}
+    positions = [{name: at for at, name in enumerate(join.features)} for join in joins]
     for index, feature in wanted:
         join = joins[index]
         name = f"{join.name}__{feature}" if full else feature
@@ -115,8 +118,8 @@ def _outputs(
                 f"Two features would both be named {name!r}: {owners[name]} and {owner}; {way_out}."
             )
         owners[name] = owner
-        position = join.features.index(feature)
-        outputs.append(Output(name, index, position, join.view.view.types[feature]))
+        kind = join.view.view.types[feature]
+        outputs.append(Output(name, index, positions[index][feature], kind))
     return tuple(outputs)
 
 

@@ -62,8 +62,10 @@ class TrainingFile:
             await asyncio.to_thread(self._write, pa.Table.from_batches(waiting))
 
     def _write(self, table: pa.Table) -> None:
+        from featurestore.training.training_set import write_rows
+
         with self._busy:
-            self._opened(table.schema).write_table(table)
+            write_rows(self._opened(table.schema), table)
 
     def _finish(self, summary: TrainingSet) -> None:
         from featurestore.training.training_set import add_manifest

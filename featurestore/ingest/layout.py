@@ -26,7 +26,7 @@ class Layout:
         columns[self.view.timestamp_field] = Timestamp
         if self.view.created_timestamp_field is not None:
             columns[self.view.created_timestamp_field] = Timestamp
-        return columns | self.view.types
+        return {**columns, **self.view.types}
 
     @property
     def stored(self) -> dict[str, FeatureType]:

@@ -18,6 +18,7 @@ from featurestore.server.bodies import read_table
 from featurestore.server.calls import Call
 from featurestore.server.limits import INLINE_BYTES, INLINE_VALUES, MAX_FEATURES
 from featurestore.server.state import ServerState
+from featurestore.training.entities import columnless
 from featurestore.training.training_set import TrainingSet
 from featurestore.types import FeatureType, Timestamp
 
@@ -258,4 +259,4 @@ def _table_of(rows: Sequence[Any], types: Mapping[str, FeatureType]) -> pa.Table
             raise SchemaMismatchError(
                 f"The entity table's column {name!r:.60} holds values of several types: {error}"
             ) from None
-    return pa.table(columns)
+    return pa.table(columns) if columns else columnless(len(decoded))

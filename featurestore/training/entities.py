@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -88,15 +88,16 @@ async def open_entities(
     of an output.
     """
     source = os.fspath(entity_df) if isinstance(entity_df, str | os.PathLike) else None
+    types = {**request.key_columns, timestamp_column: Timestamp}
     if is_sql(entity_df):
         table = await _query(session, entity_df, limit)
-        types = {**request.key_columns, timestamp_column: Timestamp}
         table = await asyncio.to_thread(_typed, table, types)
     else:
         if isinstance(entity_df, pa.Table):
             table = read_entities(entity_df)
         else:
             table = await stoppable_thread(lambda stopped: read_entities(entity_df, limit, stopped))
+        _check_index(entity_df, set(types).difference(table.column_names))
     prepare = partial(prepare_entities, table, request, timestamp_column, source, limit)
     if is_small(table, limit):
         return prepare()
@@ -140,7 +141,8 @@ def _read(entity_df: Any, limit: int, stopped: threading.Event | None) -> pa.Tab
     try:
         if type(entity_df).__module__.startswith("pandas"):
             # Its own Arrow stream would bring the index along as a column.
-            return pa.Table.from_pandas(entity_df, preserve_index=False)
+            table = pa.Table.from_pandas(entity_df, preserve_index=False)
+            return table if table.num_columns else columnless(len(entity_df))
         if isinstance(entity_df, pa.RecordBatch):
             return pa.Table.from_batches([entity_df])
         if hasattr(entity_df, "__arrow_c_stream__"):
@@ -149,13 +151,38 @@ def _read(entity_df: Any, limit: int, stopped: threading.Event | None) -> pa.Tab
         if isinstance(entity_df, Mapping):
             return pa.table(dict(entity_df))
         if isinstance(entity_df, Sequence) and not isinstance(entity_df, bytes):
-            return pa.Table.from_pylist(list(entity_df))
+            return _of_mappings(entity_df)
     except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
         raise SchemaMismatchError(f"The entity table cannot be read: {error}") from error
     raise SchemaMismatchError(
         f"The entity table must be a table (Arrow, pandas, Polars …), a list of mappings, a path "
         f"to Parquet or the text of a query, not {type(entity_df).__name__}."
     )
+
+
+def columnless(rows: int) -> pa.Table:
+    """A table of so many rows and no columns, which Arrow makes none of by itself."""
+    return pa.table({"": pa.nulls(rows)}).select([])
+
+
+def _of_mappings(rows: Sequence[Any]) -> pa.Table:
+    """Rows as a table of all columns that any of them has, null where one lacks it."""
+    names = dict.fromkeys(name for row in rows for name in row.keys())  # noqa: SIM118
+    if not names:
+        return columnless(len(rows))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _check_index(entity_df: Any, missing: Collection[str]) -> None:
+    """Raise where columns that are needed are in the index of a pandas frame, which is no part of
+    the table."""
+    if missing and type(entity_df).__module__.startswith("pandas"):
+        inside = [name for name in entity_df.index.names if name in missing]
+        if inside:
+            raise SchemaMismatchError(
+                f"The entity table needs a column {inside[0]!r}, and the frame has "
+                f"{', '.join(map(repr, inside))} in its index: give it as entity_df.reset_index()."
+            )
 
 
 def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.Table:
@@ -310,7 +337,7 @@ def prepare_entities(
 ) -> Entities:
     """Check an entity table, and make its keys and times ready; see :func:`open_entities`."""
     types = {**request.key_columns, timestamp_column: Timestamp}
-    if table.num_columns == 0:  # a list of no rows says nothing of columns
+    if table.num_columns == table.num_rows == 0:  # a list of no rows says nothing of columns
         table = pa.table({name: pa.nulls(0, kind.arrow) for name, kind in types.items()})
     _check_names(table, request, types)
     needed = table.select(list(types))
@@ -387,8 +414,9 @@ def _check_doubled(names: Sequence[str]) -> None:
 def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureType]) -> None:
     names = table.column_names
     _check_doubled(names)
+    given = set(names)
     for output in request.outputs:
-        if output.name in names:
+        if output.name in given:
             join = request.joins[output.join]
             raise DefinitionError(
                 f"The entity table has a column {output.name!r}, and so is the output of "
@@ -403,7 +431,7 @@ def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureT
             )
     for name, kind in types.items():
         if name not in names:
-            hint = NotFoundError.of("column", name, names)
+            hint = NotFoundError.of("column", name, names) if names else "It has no columns."
             raise SchemaMismatchError(f"The entity table needs a column {name!r} ({kind}). {hint}")
         # A type that can never fit is told although there are no rows.
         _Checks("", {name: kind}).columns(

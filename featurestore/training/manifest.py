@@ -22,7 +22,8 @@ from featurestore.errors import DefinitionError, SourceError
 from featurestore.storage.marks import Mark, as_ranges
 from featurestore.types import parse_type
 
-FORMAT = 1
+FORMAT = 2
+"""What a manifest says and how its digests are made; 1 had them of another function."""
 PARQUET_KEY = b"featurestore.manifest"
 """The key under which a training set's Parquet file has its manifest."""
 
@@ -105,10 +106,12 @@ class Manifest:
         """What :meth:`to_json` gave; :class:`DefinitionError` where it is something else."""
         try:
             document = json.loads(text)
-            if document.pop("format") != FORMAT:
+            if (found := document.pop("format")) != FORMAT:
+                made_with = document.get("versions", {}).get("featurestore", "unknown")
                 raise DefinitionError(
-                    f"The manifest is of another version of featurestore: "
-                    f"{document.get('versions', {}).get('featurestore', 'unknown')}."
+                    f"The manifest is of another version of featurestore ({made_with}): it has "
+                    f"format {found!r}, and this version reads format {FORMAT}. Make the training "
+                    f"set anew."
                 )
             made = cls(
                 **{

@@ -42,7 +42,8 @@ from featurestore.training.training_set import TrainingSet
 
 @dataclass
 class Reading:
-    """A training set under way: :meth:`batches` once, then :meth:`result`."""
+    """A training set under way: :meth:`batches` once, then :meth:`result`. ``small`` says that the
+    entity rows are few and narrow."""
 
     project: str
     session: Session
@@ -54,12 +55,7 @@ class Reading:
     removals: list[Removal]
     copies: Copies
     started: float
-
-    @property
-    def small(self) -> bool:
-        """Whether the entity rows are few and narrow."""
-        narrow = len(self.assembly.schema) <= FEW_COLUMNS
-        return narrow and is_small(self.entities.table, self.memory.results)
+    small: bool
 
     async def batches(self) -> AsyncGenerator[pa.RecordBatch, None]:
         """The rows, in the order of the entity rows."""
@@ -195,6 +191,8 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
         )
         question.report.choice = await choose_engine(session, entities, question, asked.engine)
         types = asked.types or tuple(output.type.arrow for output in request.outputs)
+        assembly = Assembly(entities, request, types, question.from_source)
+        narrow = len(assembly.schema) <= FEW_COLUMNS
         yield Reading(
             project=context.project,
             session=session,
@@ -202,10 +200,11 @@ async def open_reading(context: Context, entity_df: Any, asked: Asked) -> AsyncI
             question=question,
             entities=entities,
             memory=memory,
-            assembly=Assembly(entities, request, types, question.from_source),
+            assembly=assembly,
             removals=removals,
             copies=state.copies,
             started=started,
+            small=narrow and is_small(entities.table, memory.results),
         )
 
 

@@ -106,8 +106,9 @@ def _type(manifest: Manifest, join: int, position: int) -> Any:
 
 def _request(manifest: Manifest, catalog: Catalog) -> Request:
     joins = tuple(_join(one, catalog.view(one.view)) for one in manifest.joins)
+    types = [join.types() for join in joins]
     outputs = tuple(
-        Output(name, join, position, joins[join].types()[position])
+        Output(name, join, position, types[join][position])
         for name, join, position in manifest.outputs
     )
     return Request(joins, outputs, catalog.revision)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurestore.errors import SourceError
+from featurestore.errors import SchemaMismatchError, SourceError
 from featurestore.training.manifest import PARQUET_KEY, Manifest
 from featurestore.training.report import TrainingPlan
 from featurestore.training.summary_html import training_html
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GROUP_ROWS = 131_072
 """Rows of a row group: what a reader of the file gets at a time."""
+
+_NO_PARQUET = (pa.ArrowNotImplementedError, pa.ArrowInvalid)
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,14 @@ class TrainingSet:
 
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write the rows to a Parquet file, whole or not at all, a row group at a time. The
-        manifest goes with them.
+        manifest goes with them. Raises :class:`SchemaMismatchError` for a column of a type that
+        Parquet cannot hold.
 
         It blocks while it writes: async code calls ``asyncio.to_thread(ts.to_parquet, path)``.
         """
         with parquet_file(path, self.table.schema) as writer:
             for start in range(0, self.table.num_rows, GROUP_ROWS):
-                writer.write_table(self.table.slice(start, GROUP_ROWS))
+                write_rows(writer, self.table.slice(start, GROUP_ROWS))
             add_manifest(writer, self.manifest)
 
     def explain(self) -> TrainingPlan:
@@ -94,14 +97,13 @@ class TrainingSet:
 @contextmanager
 def parquet_file(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet file at ``path`` that is there when all went well, and else not touched."""
-    import pyarrow.parquet as pq
     from pyarrow.fs import LocalFileSystem
 
     target = os.fspath(path)
     partial = f"{target}.partial"
     try:
         try:
-            with pq.ParquetWriter(partial, schema) as writer:
+            with _opened(partial, schema) as writer:
                 yield writer
         except BaseException:
             with suppress(OSError):
@@ -110,6 +112,41 @@ def parquet_file(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[pq
         LocalFileSystem().move(partial, target)
     except OSError as error:
         raise SourceError(f"{target} cannot be written: {error.strerror or error}") from error
+
+
+def _opened(path: str, schema: pa.Schema) -> pq.ParquetWriter:
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetWriter(path, schema)
+    except _NO_PARQUET:
+        _check_columns(schema)
+        raise
+
+
+def write_rows(writer: pq.ParquetWriter, table: pa.Table) -> None:
+    """Write rows as a row group; :class:`SchemaMismatchError` names what Parquet cannot hold."""
+    try:
+        writer.write_table(table)
+    except _NO_PARQUET:
+        _check_columns(table.schema, table)
+        raise
+
+
+def _check_columns(schema: pa.Schema, rows: pa.Table | None = None) -> None:
+    """Raise where a column cannot be written: Arrow's own error does not say which it is."""
+    import pyarrow.parquet as pq
+
+    for number, column in enumerate(schema):
+        try:
+            with pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([column])) as writer:
+                if rows is not None:
+                    writer.write_table(rows.select([number]))
+        except _NO_PARQUET as error:
+            raise SchemaMismatchError(
+                f"Parquet cannot hold column {column.name!r}, which is {column.type} ({error}): "
+                f"cast it to another type, or drop it from the entity table. Nothing was written."
+            ) from error
 
 
 def add_manifest(writer: pq.ParquetWriter, manifest: Manifest | None) -> None:

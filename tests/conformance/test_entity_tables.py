@@ -36,6 +36,7 @@ from ways import WAYS, asked
 import featurestore as fs
 from featurestore.storage.tables import EVENT
 from featurestore.training.pruning import FEW_KEYS
+from featurestore.training.threads import FEW_BYTES
 
 VIEW = driver_stats()
 FEATURES = ["driver_stats:trips"]
@@ -214,6 +215,70 @@ async def test_what_cannot_be_asked_is_refused_before_history_is_read(
                         await trips_store.get_historical_features(entities, features, **options)
                 assert "\n" not in str(caught.value)
                 assert not seen
+
+
+async def test_rows_without_columns_are_not_taken_for_no_rows(trips_store: fs.FeatureStore):
+    frame = ASKED.to_pandas()
+    without = {
+        "Arrow": ASKED.select([]),
+        "a batch": ASKED.to_batches()[0].select([]),
+        "a stream": ASKED.select([]).to_reader(),
+        "pandas": frame[[]],
+        "mappings": [{}, {}],
+    }
+    with Cases() as told:
+        for name, entities in without.items():
+            with told.case(name), pytest.raises(fs.SchemaMismatchError) as caught:
+                await trips_store.get_historical_features(entities, FEATURES)
+            assert "needs a column 'driver_id' (int64). It has no columns" in str(caught.value)
+        nothing = {"mappings": [], "Arrow": ASKED.slice(0, 0), "pandas": frame[:0]}
+        nothing |= {f"{name} without columns": table[:0] for name, table in without.items()
+                    if name in ("Arrow", "pandas", "mappings")}  # fmt: skip
+        for name, entities in nothing.items():
+            with told.case(name):
+                found = await trips_store.get_historical_features(entities, FEATURES)
+                assert found.to_arrow().column_names == ["driver_id", "event_timestamp", "trips"]
+                assert len(found) == 0
+
+
+async def test_columns_that_are_in_the_index_of_a_frame_are_told_so(
+    trips_store: fs.FeatureStore,
+):
+    frame = ASKED.to_pandas()
+    label = frame.assign(label=[0, 1, 2])
+    cases = [
+        (frame.set_index(["driver_id", "event_timestamp"]), "'driver_id', 'event_timestamp'"),
+        (label.set_index(["driver_id", "event_timestamp"]), "'driver_id', 'event_timestamp'"),
+        (label.set_index("event_timestamp"), "'event_timestamp'"),
+        (label.set_index(["label", "driver_id"]), "'driver_id'"),
+    ]
+    with Cases() as told:
+        for entities, names in cases:
+            words = (
+                rf"needs a column '\w+', and the frame has {names} in its index.*reset_index\(\)"
+            )
+            with told.case(names), pytest.raises(fs.SchemaMismatchError, match=words):
+                await trips_store.get_historical_features(entities, FEATURES)
+            rows = await training(trips_store, entities.reset_index(), FEATURES)
+            assert [row["trips"] for row in rows] == TRIPS
+        both = frame.set_index("driver_id", drop=False)
+        rows = await training(trips_store, both, FEATURES)
+        assert [row["trips"] for row in rows] == TRIPS
+
+
+async def test_mappings_have_the_columns_of_all_of_them(trips_store: fs.FeatureStore):
+    rows = [
+        {"event_timestamp": hour(3)},
+        {"driver_id": 1, "event_timestamp": hour(2)},
+        {"label": 1, "driver_id": 1, "event_timestamp": hour(1)},
+    ]
+    found = (await trips_store.get_historical_features(rows, FEATURES)).to_arrow()
+    assert found.column_names == ["event_timestamp", "driver_id", "label", "trips"]
+    assert found["label"].to_pylist() == [None, None, 1]
+    assert found["trips"].to_pylist() == [None, 2, 1]
+    for odd in ([1, 2], [{"driver_id": 1}, None], [["driver_id"]], ["driver_id"]):
+        with pytest.raises(fs.SchemaMismatchError, match="entity table cannot be read"):
+            await trips_store.get_historical_features(odd, FEATURES)
 
 
 async def test_a_limit_of_memory_may_be_larger_than_any_machine(trips_store: fs.FeatureStore):
@@ -616,6 +681,19 @@ async def test_large_and_wide_entity_tables_do_not_hold_up_the_loop(
         entities = pa.table({"driver_id": keys, "event_timestamp": times, **wide})
         found = await asked(trips_store, entities, FEATURES, way)
         assert found.to_arrow()["trips"].null_count == 0
+
+
+async def test_entity_tables_of_thousands_of_chunks_do_not_hold_up_the_loop(
+    trips_store: fs.FeatureStore,
+):
+    """Even to find how many bytes these have takes long: it is once too often on the loop."""
+    extra = {f"extra_{n}": pa.array([n], pa.int8()) for n in range(20)}
+    one = pa.table({"driver_id": [1], "event_timestamp": [hour(1)], **extra})
+    entities = pa.concat_tables([one] * 1_500)
+    assert one.nbytes * 1_500 <= FEW_BYTES, "few rows, but for their chunks"
+    for way in WAYS:
+        found = await asked(trips_store, entities, FEATURES, way)
+        assert found.to_arrow()["trips"].unique().to_pylist() == [1], way
 
 
 async def test_thousands_of_composite_keys_do_not_hold_up_the_loop(store: fs.FeatureStore):

@@ -458,6 +458,21 @@ async def test_a_damaged_manifest_is_told_so(made: fs.FeatureStore):
     assert fs.Manifest.from_json(json.dumps(whole)) == one.manifest
 
 
+async def test_a_manifest_of_an_older_format_is_told_so_and_its_digests_are_not_compared(
+    made: fs.FeatureStore, tmp_path: Path
+):
+    """In format 1 the digests were of another function: the same rows had other ones."""
+    one = await made.get_historical_features(ENTITIES, "model")
+    older = {**json.loads(one.manifest.to_json()), "format": 1, "entity_digest": "0" * 40}
+    path = tmp_path / "older.json"
+    await asyncio.to_thread(write_bytes, path, json.dumps(older).encode())
+    for read in (fs.Manifest.load, lambda path: fs.Manifest.from_json(json.dumps(older))):
+        with pytest.raises(fs.DefinitionError, match=r"another version.*format 1.*reads format"):
+            await asyncio.to_thread(read, path)
+    with pytest.raises(fs.DefinitionError, match=r"another version.*Make the training set anew"):
+        await made.replay(path, ENTITIES)
+
+
 async def test_a_view_of_single_pushes_has_a_manifest_of_reasonable_size(store: fs.FeatureStore):
     view = driver_stats(online=False)
     await store.apply([view])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -25,6 +26,7 @@ from builders import (
 )
 
 import featurestore as fs
+from featurestore.cli.training import TrainingFile
 
 
 @pytest.fixture
@@ -291,6 +293,43 @@ async def test_it_goes_to_pandas_polars_and_parquet(trips_store: fs.FeatureStore
     path = tmp_path / "set.parquet"
     await asyncio.to_thread(found.to_parquet, path)
     assert pq.read_table(pa.BufferReader(read_bytes(path))).equals(table)
+
+
+NO_PARQUET = {
+    "an interval": pa.array([pa.MonthDayNano([1, 2, 3])] * 5),
+    "runs": pa.RunEndEncodedArray.from_arrays(pa.array([5], pa.int32()), pa.array(["x"])),
+    "a union": pa.UnionArray.from_sparse(
+        pa.array([0, 1, 0, 1, 0], pa.int8()), [pa.arange(0, 5), pa.array(["s"] * 5)]
+    ),
+    "a null among categories": pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 0, 1, 0]), pa.array(["a", None])
+    ),
+}
+
+
+async def write_by_batches(found: fs.TrainingSet, path: Path) -> None:
+    async with TrainingFile(path) as file:
+        for batch in found.table.to_batches():
+            await file.add(batch)
+        await file.finish(found)
+
+
+async def test_a_column_that_parquet_cannot_hold_is_named_and_nothing_written(
+    trips_store: fs.FeatureStore, tmp_path: Path
+):
+    path = tmp_path / "set.parquet"
+    with Cases() as cases:
+        for name, column in NO_PARQUET.items():
+            entities = ASKED.append_column("odd", column)
+            found = await trips_store.get_historical_features(entities, ["driver_stats:trips"])
+            words = "cannot hold column 'odd'.*cast it to another type, or drop it"
+            with cases.case(name), pytest.raises(fs.SchemaMismatchError, match=words):
+                await asyncio.to_thread(found.to_parquet, path)
+            assert await asyncio.to_thread(os.listdir, tmp_path) == []
+            with cases.case(f"{name}, as the command line writes"):
+                with pytest.raises(fs.SchemaMismatchError, match=words):
+                    await write_by_batches(found, path)
+                assert await asyncio.to_thread(os.listdir, tmp_path) == []
 
 
 TURNED = [4, 2, 0, 1, 3]

@@ -261,6 +261,7 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", ONLINE, {"features": ["drivers:rate"], "entities": {}}, 422, '"entities"'),
     ("POST", ONLINE, {"features": ["drivers:rate"], "entities": [1]}, 422, "driver_id"),
     ("POST", ONLINE, {"features": ["drivers:rate"], "entities": [{}]}, 422, "driver_id"),
+    ("POST", HISTORICAL, {"features": ["drivers:rate"], "entities": [{}]}, 422, "driver_id"),
     ("POST", ONLINE, asked(1) | {"entity_rows": []}, 422, "'entity_rows'"),
     ("POST", ONLINE, asked(1) | {"full_feature_names": 1}, 422, "full_feature_names"),
     ("POST", ONLINE, [], 422, "JSON object"),

@@ -92,6 +92,16 @@ def test_changing_what_a_definition_was_made_of_leaves_it_alone():
     assert source.paths == ("x",)
 
 
+def test_the_types_of_a_view_are_its_fields_and_no_part_of_its_value():
+    one = view()
+    assert one.types == {"conv_rate": t.Float64, "trips": t.Int32}
+    assert one.types is one.types
+    assert "types=" not in repr(one)
+    changed = dataclasses.replace(one, fields=[Field("conv_rate", t.Float32)])
+    assert changed.types == {"conv_rate": t.Float32}
+    assert pickle.loads(pickle.dumps(changed)).types == changed.types  # noqa: S301
+
+
 def test_a_source_prints_as_it_was_written_without_its_secrets():
     assert repr(ParquetSource("data/*.parquet")) == "ParquetSource('data/*.parquet')"
     several = ParquetSource(["a", "https://me:hush@host/x?sig=hush"], field_mapping={"x": "y"})
