@@ -205,7 +205,8 @@ async def test_a_mark_between_two_steps_of_a_load(
     assert 0 < reached < 39
     mark, asked = await trips.mark(), entity_rows((1, hour(1)))
     made = await trips.get_historical_features(asked, ["driver_stats:trips"])
-    assert await known(trips) == [reached, None, None, None, None]
+    for as_of in (None, mark):
+        assert await known(trips, as_of) == [reached, None, None, None, None]
     await push(trips, 2, 20)
     await trips.ingest(VIEW, path, commit_every=10)
     assert await known(trips) == [39, 20, None, None, None]
