@@ -157,7 +157,7 @@ async def revision_and_mark(session: Session, name: str) -> tuple[int, Mark]:
     statement = _statement(single_writer=session.dialect.single_writer)
     row = (await session.execute(statement, {"project": name})).one()
     snapshot, at = row[6:] or (None, await session.dialect.now(session))
-    highest = max((row.number or 0) * BLOCK, row.arrival or 0, (row.removed or 0) * BLOCK)
+    highest = _last_known(row.number, row.arrival, row.removed)
     partial = await _partial(session) if row.partial else ()
     newest = _witness(row.number, row.began)
     mark = Mark(highest, at, snapshot, (), partial, newest=newest)
@@ -221,12 +221,18 @@ async def _highest(session: Session, when: dt.datetime) -> tuple[int, tuple[int,
     """The highest arrival of what was finished by then, loads and what took rows out; and the
     newest of these loads."""
     found = (await session.execute(_newest().where(load.c.finished_at <= when))).first()
-    removed = sa.select(sa.func.max(removal.c.id)).where(removal.c.removed_at <= when)
-    taken = ((await session.execute(removed)).scalar_one() or 0) * BLOCK
+    query = sa.select(sa.func.max(removal.c.id)).where(removal.c.removed_at <= when)
+    removed = (await session.execute(query)).scalar_one()
     if found is None:
-        return taken, None
-    arrival = max(found.id * BLOCK, found.last_arrival or 0, taken)
+        return _last_known(None, None, removed), None
+    arrival = _last_known(found.id, found.last_arrival, removed)
     return arrival, _witness(found.id, found.started_at)
+
+
+def _last_known(number: int | None, last_arrival: int | None, removed: int | None) -> int:
+    """The highest arrival of the newest load, ``number``, and of the newest removal."""
+    # A load of many rows has several blocks, and its number is that of the first.
+    return max((number or 0) * BLOCK, last_arrival or 0, (removed or 0) * BLOCK)
 
 
 def _under_way() -> tuple[sa.ColumnElement[bool], ...]:
@@ -270,9 +276,13 @@ async def check_mark(session: Session, mark: Mark) -> None:
         kinds = ("PostgreSQL", "SQLite")
         mine, other = kinds if mark.snapshot is None else reversed(kinds)
         raise DefinitionError(f"The mark is of a {other} database, and this one is {mine}: {mark}")
-    latest = [sa.select(sa.func.max(one.c.id)).scalar_subquery() for one in (load, removal)]
-    numbers = (await session.execute(sa.select(*latest))).one()
-    if mark.arrival // BLOCK > max(number or 0 for number in numbers):
+    last = _newest().subquery()
+    query = sa.select(
+        sa.select(last.c.id).scalar_subquery(),
+        sa.select(last.c.last_arrival).scalar_subquery(),
+        sa.select(sa.func.max(removal.c.id)).scalar_subquery(),
+    )
+    if mark.arrival > _last_known(*(await session.execute(query)).one()):
         raise DefinitionError(
             f"The mark is ahead of this store: it is of another database, or of a later state than "
             f"this one has (a backup that was restored, a replica that lags): {mark}"

@@ -15,7 +15,7 @@ from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.export.copy import Copy, read_copy
 from featurestore.export.run import registered_copies
 from featurestore.selection import Request
-from featurestore.storage.marks import Mark, removed_since
+from featurestore.storage.marks import Mark, removed_since, unseen, without
 from featurestore.storage.registry import RegisteredView
 from featurestore.storage.session import Session
 from featurestore.storage.waiting import uninterrupted
@@ -56,22 +56,33 @@ async def _find_copy(session: Session, view: RegisteredView) -> Copy:
     )
 
 
-def mark_of(copies: Copies, wanted: Mark | None) -> Mark:
+async def mark_of(session: Session, request: Request, copies: Copies, wanted: Mark | None) -> Mark:
     """The mark to read at: the one that is asked for, or the latest that all copies have come to.
 
     Raises :class:`DefinitionError` where a copy has not come to what is asked for.
     """
     marks = {name: copy.mark for name, copy in copies.items() if copy.mark is not None}
     if wanted is None:
-        return min(marks.values(), key=lambda mark: mark.at)
+        wanted = min(marks.values(), key=lambda mark: mark.at)
+    views = {join.view.name: join.view.id for join in request.joins}
     for name, mark in marks.items():
-        if mark.arrival < wanted.arrival:
+        if await _lacks(session, views[name], mark, wanted):
             raise DefinitionError(
                 f"The copy of view {name!r} is of {mark.at:%Y-%m-%d %H:%M:%S} UTC, and older than "
                 f"what is asked for. Run store.export_history({name!r}, "
                 f"{str(copies[name].folder)!r}) first."
             )
     return wanted
+
+
+async def _lacks(session: Session, view_id: int, mark: Mark, wanted: Mark) -> bool:
+    """Whether rows that were there at ``wanted`` may not have been at ``mark``."""
+    if mark.arrival < wanted.arrival:
+        return True
+    # Of an earlier number, and yet committed later: a load, or a step of one, that was in flight.
+    late = await unseen(session, mark, view_id)
+    late = without([(first, min(last, wanted.arrival)) for first, last in late], ())
+    return bool(late and without(late, await unseen(session, wanted, view_id)))
 
 
 async def join_on_cluster(

@@ -225,7 +225,7 @@ async def _state_to_read(
     if asked.engine != "daft":
         return _State(mark or now, mark is not None, {})
     copies = await find_copies(session, request)
-    return _State(mark_of(copies, mark), True, copies)
+    return _State(await mark_of(session, request, copies, mark), True, copies)
 
 
 async def _question(

@@ -88,6 +88,21 @@ def calendar(name: str = "calendar", **changes: Any) -> fs.FeatureView:
     return fs.FeatureView(name, **(options | changes))
 
 
+def small_blocks(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """Blocks of ``2**bits`` arrivals, in place of a million: small loads have several then. A push
+    has one, whatever it holds."""
+    for module in (
+        "ingest.writer",
+        "storage.marks",
+        "storage.postgresql_push",
+        "storage.sqlite_push",
+        "training.candidates",
+        "training.replay",
+    ):
+        monkeypatch.setattr(f"featurestore.{module}.BLOCK", 1 << bits)
+    monkeypatch.setattr("featurestore.training.assembly._BLOCK_BITS", bits)
+
+
 # --- Arrow and Parquet ------------------------------------------------------------------------
 
 

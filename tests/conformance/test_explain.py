@@ -22,6 +22,7 @@ from builders import (
     entity_rows,
     hour,
     parquet,
+    small_blocks,
     stats,
     table_of,
     training,
@@ -236,10 +237,7 @@ async def test_rows_that_a_load_has_rejected_are_not_counted(
 async def test_a_load_of_several_blocks_is_found_by_each(
     store: fs.FeatureStore, monkeypatch: pytest.MonkeyPatch
 ):
-    """A block has a million rows; here it has four."""
-    for module in ("ingest.writer", "storage.postgresql_push", "storage.sqlite_push"):
-        monkeypatch.setattr(f"featurestore.{module}.BLOCK", 4)
-    monkeypatch.setattr("featurestore.training.candidates.BLOCK", 4)
+    small_blocks(monkeypatch, 2)
     await store.apply([FOUR])
     await store.ingest(FOUR, table_of(FOUR, [stats(1, hour(0), trips=n) for n in range(10)]))
     await store.push(FOUR, [stats(1, hour(0), trips=100)])

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from builders import calendar, driver_stats, hour, parquet, scanned, stats, write
+from builders import calendar, driver_stats, hour, parquet, scanned, small_blocks, stats, write
 from cases import kinds, next_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +25,9 @@ import featurestore as fs
 from featurestore.export import run as export_run
 from featurestore.export.buckets import bucket_of
 from featurestore.export.copy import Copy, read_copy
+from featurestore.selection import resolve
 from featurestore.storage.tables import ARRIVAL, CREATED, EVENT
+from featurestore.training.cluster import find_copies, mark_of
 
 OpenStore = Callable[..., Awaitable[fs.FeatureStore]]
 
@@ -196,7 +198,12 @@ async def test_a_transaction_that_was_in_flight_at_the_mark_comes_with_the_next(
     assert (await store.export_history(VIEW, tmp_path)).rows_added == 0
 
 
-async def test_a_load_in_steps_comes_in_steps(store: fs.FeatureStore, tmp_path: Path):
+@pytest.mark.parametrize("block_bits", [20, 5])
+async def test_a_load_in_steps_comes_in_steps(
+    store: fs.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bits: int
+):
+    small_blocks(monkeypatch, block_bits)
+
     class StopError(Exception):
         pass
 
@@ -223,6 +230,69 @@ async def test_a_load_in_steps_comes_in_steps(store: fs.FeatureStore, tmp_path: 
     await store.ingest(VIEW, path)
     await store.export_history(VIEW, tmp_path / "copy")
     await check(store, VIEW, tmp_path / "copy")
+
+
+# --- what a copy is good for ------------------------------------------------------------------
+
+
+async def read_at(store: fs.FeatureStore, as_of: fs.Mark | None) -> fs.Mark:
+    """The mark at which a training set is read from the copy of the view."""
+    async with store._context.reading([VIEW.name]) as (session, catalog):
+        request = resolve([VIEW], catalog, full_feature_names=False)
+        return await mark_of(session, request, await find_copies(session, request), as_of)
+
+
+async def test_a_copy_made_while_a_load_was_in_flight_is_too_old_for_marks_that_have_it(
+    store: fs.FeatureStore, open_store: OpenStore, tmp_path: Path
+):
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer: what is in flight has the later number")
+    await store.apply([VIEW])
+    await store.push(VIEW, [stats(0, hour(0))])
+    other = await open_store()
+    async with store.transaction() as tx:
+        await tx.push(VIEW, [stats(1, hour(0))])
+        await other.push(VIEW, [stats(2, hour(0))])
+        exported = await other.export_history(VIEW, tmp_path)
+        meanwhile = await other.mark()
+        assert await read_at(other, meanwhile) == meanwhile
+    later = await store.mark()
+    assert later.arrival == fs.Mark.parse(exported.mark).arrival
+    with pytest.raises(fs.DefinitionError, match=r"older than what is asked for.*export_history"):
+        await read_at(store, later)
+    assert await read_at(store, None) == fs.Mark.parse(exported.mark)
+    assert await read_at(store, meanwhile) == meanwhile
+    await store.export_history(VIEW, tmp_path)
+    assert await read_at(store, later) == later
+
+
+async def test_a_copy_made_between_steps_of_a_load_is_too_old_for_marks_that_have_the_rest(
+    store: fs.FeatureStore, tmp_path: Path
+):
+    class StopError(Exception):
+        pass
+
+    def stop(now: fs.Progress) -> None:
+        if now.rows_done >= 20:
+            raise StopError
+
+    await store.apply([VIEW])
+    rows = [stats(1, hour(0), trips=number) for number in range(40)]
+    path = await asyncio.to_thread(parquet, tmp_path, VIEW, rows)
+    with pytest.raises(StopError):
+        await store.ingest(VIEW, path, commit_every=10, progress=stop)
+    await store.push(VIEW, [stats(2, hour(0))])
+    exported = await store.export_history(VIEW, tmp_path / "copy")
+    between = await store.mark()
+    await store.ingest(VIEW, path, commit_every=10)
+    later = await store.mark()
+    assert later.arrival == fs.Mark.parse(exported.mark).arrival
+    with pytest.raises(fs.DefinitionError, match=r"older than what is asked for.*export_history"):
+        await read_at(store, later)
+    assert await read_at(store, between) == between
+    assert await read_at(store, None) == fs.Mark.parse(exported.mark)
+    await store.export_history(VIEW, tmp_path / "copy")
+    assert await read_at(store, later) == later
 
 
 # --- what is in the folder --------------------------------------------------------------------

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import UTC, driver_stats, entity_rows, hour, parquet, stats, training, write
+from builders import (
+    UTC,
+    driver_stats,
+    entity_rows,
+    hour,
+    parquet,
+    small_blocks,
+    stats,
+    training,
+    write,
+)
 from cases import kinds, next_example
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -176,7 +186,11 @@ async def test_a_load_in_flight_at_the_mark_is_not_seen_by_it(
     assert await known(other) == [11, None, None, None, None]
 
 
-async def test_a_mark_between_two_steps_of_a_load(trips: fs.FeatureStore, tmp_path: Path):
+@pytest.mark.parametrize("block_bits", [20, 2])
+async def test_a_mark_between_two_steps_of_a_load(
+    trips: fs.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bits: int
+):
+    small_blocks(monkeypatch, block_bits)
     rows = [stats(1, hour(0), trips=number) for number in range(40)]
     path = await asyncio.to_thread(parquet, tmp_path, VIEW, rows)
 
@@ -191,7 +205,8 @@ async def test_a_mark_between_two_steps_of_a_load(trips: fs.FeatureStore, tmp_pa
     assert 0 < reached < 39
     mark, asked = await trips.mark(), entity_rows((1, hour(1)))
     made = await trips.get_historical_features(asked, ["driver_stats:trips"])
-    assert await known(trips) == [reached, None, None, None, None]
+    for as_of in (None, mark):
+        assert await known(trips, as_of) == [reached, None, None, None, None]
     await push(trips, 2, 20)
     await trips.ingest(VIEW, path, commit_every=10)
     assert await known(trips) == [39, 20, None, None, None]

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import featurestore as fs
@@ -82,6 +83,32 @@ async def test_a_set_from_copies_is_the_one_of_the_database(tmp_path: Path):
         await store.repository(TRIPS).delete(driver_id=2)
         with pytest.raises(fs.NotFoundError, match="export_history"):
             await store.get_historical_features(ASKED, [TRIPS], engine="daft")
+
+
+async def test_a_copy_without_the_later_steps_of_a_load_is_refused(tmp_path: Path):
+    class StopError(Exception):
+        pass
+
+    def stop(now: fs.Progress) -> None:
+        if now.rows_done >= 20:
+            raise StopError
+
+    def write() -> None:
+        rows = pa.Table.from_pylist([row(1, 0, number) for number in range(40)])
+        pq.write_table(rows, tmp_path / "trips.parquet", row_group_size=2)
+
+    await asyncio.to_thread(write)
+    async with fs.FeatureStore(f"sqlite:///{tmp_path / 'x.db'}") as store:
+        await store.apply([TRIPS])
+        with pytest.raises(StopError):
+            await store.ingest(TRIPS, tmp_path / "trips.parquet", commit_every=10, progress=stop)
+        await store.push(TRIPS, [row(2, 0, 1)])
+        exported = await store.export_history(TRIPS, tmp_path / "trips")
+        await store.ingest(TRIPS, tmp_path / "trips.parquet", commit_every=10)
+        later = await store.mark()
+        assert later.arrival == fs.Mark.parse(exported.mark).arrival
+        with pytest.raises(fs.DefinitionError, match="older than what is asked for"):
+            await store.get_historical_features(ASKED, [TRIPS], engine="daft", as_of=later)
 
 
 async def test_what_it_cannot_do_it_refuses_before_it_begins(tmp_path: Path):
