@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,6 +26,8 @@ from featurestore.training.daft_process import check_installed, cluster_address,
 from featurestore.training.latest import MICROSECOND
 from featurestore.training.rule import ROW
 from featurestore.types import Bool, Int64
+
+_REMOVAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,17 @@ async def _scratch() -> AsyncIterator[Path]:
     try:
         yield Path(path)
     finally:
-        await uninterrupted(asyncio.to_thread(shutil.rmtree, path, True), seconds=None)
+        await uninterrupted(asyncio.to_thread(_removed, Path(path)), seconds=None)
+
+
+def _removed(path: Path) -> None:
+    """Remove Ray's files: its processes end soon after the job, and write until then."""
+    deadline = time.monotonic() + _REMOVAL_SECONDS
+    while True:
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists() or time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 # --- the answer -------------------------------------------------------------------------------
