@@ -123,9 +123,9 @@ DECIDING = ["verdict", "event time", "created"]
         (None, [*VALUES], ["load", "row", "source"], ""),
         (
             80,
-            [],
+            ["load"],
             ["load", "row"],
-            "5 features (rate, trips, city, load, lags) and the source of each row found no room",
+            "4 features (rate, trips, city, lags) and the source of each row found no room",
         ),
         (
             120,
