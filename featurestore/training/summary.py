@@ -76,8 +76,8 @@ def leak_remarks(leaked: Mapping[str, int], rows: int, *, left_out: bool) -> lis
     for view, count in leaked.items():
         if count and left_out:
             remarks.append(
-                f"{view}: {count:,} of {rows:,} rows would rest on values created after their time, "
-                f"which known_by leaves out"
+                f"{view}: {count:,} of {rows:,} rows would rest on values created after their "
+                f"time, which known_by leaves out"
             )
         elif count:
             remarks.append(
