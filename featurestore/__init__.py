@@ -33,6 +33,7 @@ from featurestore.online.cache import Cache
 from featurestore.online.vectors import OnlineFeatures, Status
 from featurestore.reports import (
     CacheStats,
+    ExportProgress,
     ExportReport,
     GatherStats,
     IngestReport,
@@ -87,6 +88,7 @@ __all__ = [
     "DefinitionError",
     "Entity",
     "Explanation",
+    "ExportProgress",
     "ExportReport",
     "FeatureRepository",
     "FeatureSelection",

@@ -23,6 +23,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 MAX_NAME = 40
+_UNITS = {"days": "d", "hours": "h", "minutes": "min"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SYSTEM_COLUMNS = frozenset(
     # PostgreSQL's of every table, then SQLite's names for the row number.
@@ -325,6 +326,16 @@ class FeatureView(_Selectable):
 
     def _selection(self) -> FeatureSelection:
         return FeatureSelection(self, tuple(self.types), self.name)
+
+
+def ttl_text(ttl: dt.timedelta) -> str:
+    """A ttl as people write it, exact: ``30 d``, ``36 h``, ``90 min``, ``0.5 s``."""
+    for unit in ("days", "hours", "minutes"):
+        count, rest = divmod(ttl, dt.timedelta(**{unit: 1}))
+        if not rest:
+            return f"{count} {_UNITS[unit]}"
+    micros = ttl // dt.timedelta(microseconds=1)
+    return f"{micros / 1_000_000:.6f}".rstrip("0").rstrip(".") + " s"
 
 
 def _values(where: str, what: str, values: object, kind: type[V]) -> tuple[V, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
@@ -280,6 +280,23 @@ class ExportReport:
             f"{self.files_written:,} files written, {self.files_rewritten:,} replaced; "
             f"mark {self.mark}"
         )
+
+
+@dataclass(frozen=True)
+class ExportProgress:
+    """How far an export of ``view`` is: ``rows`` of ``total`` rows have been read for its files.
+
+    Beside those that come in, they are the rows of files that are written anew. ``finishing`` is
+    set once all have been read, and the last of them are on their way to the disk.
+    """
+
+    view: str
+    rows: int
+    total: int
+    finishing: bool = False
+
+
+OnExport = Callable[[ExportProgress], None]
 
 
 @dataclass(frozen=True)

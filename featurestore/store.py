@@ -35,6 +35,7 @@ from featurestore.reports import (
     ExportReport,
     Load,
     MaterializeReport,
+    OnExport,
     QuarantinedRow,
     StoreStats,
     UndoReport,
@@ -313,7 +314,12 @@ class FeatureStore(Calls):
         return await self._undo(name, load_id)
 
     async def export_history(
-        self, view: ViewName, path: str | os.PathLike[str], *, buckets: int | None = None
+        self,
+        view: ViewName,
+        path: str | os.PathLike[str],
+        *,
+        buckets: int | None = None,
+        progress: OnExport | None = None,
     ) -> ExportReport:
         """Write a Parquet copy of a view's history into a folder, or bring the one that is there
         up to date: rows that came since are added, those undone or erased are taken out.
@@ -321,9 +327,10 @@ class FeatureStore(Calls):
         Each row is in it once. The rows of a key are in one of ``buckets`` parts of the copy, 16
         where nothing is said, which stays as the first export has it. An export that fails or is
         killed leaves the copy as it was. :class:`SourceError` where the folder has anything else,
-        cannot be written, or another export into it is under way.
+        cannot be written, or another export into it is under way. ``progress`` is called with an
+        :class:`ExportProgress` now and then.
         """
-        return await export_history(self._context, view_name(view), path, buckets)
+        return await export_history(self._context, view_name(view), path, buckets, progress)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:

@@ -3,7 +3,8 @@
 One thread runs an event loop for all stores of the process, and every call is handed to it: a
 loop that runs already, as in a notebook, is not disturbed, and threads may share a store. After a
 fork the child has a loop and connections of its own (:mod:`featurestore.storage.forks`). What a
-call does stands in :mod:`featurestore.store` and is not written twice.
+call does stands in :mod:`featurestore.store` and is not written twice; nor is its documentation,
+which :func:`documented_by` brings here.
 
 Example::
 
@@ -41,6 +42,7 @@ from featurestore.reports import (
     IngestReport,
     Load,
     MaterializeReport,
+    OnExport,
     PushReport,
     QuarantinedRow,
     StoreStats,
@@ -58,6 +60,7 @@ from featurestore.training.manifest import Manifest
 from featurestore.training.report import OnTraining
 from featurestore.training.rule import KnownBy
 from featurestore.training.training_set import TrainingSet
+from featurestore.twins import documented_by
 
 __all__ = ["FeatureRepository", "FeatureStore", "HistoricalFeatures", "Transaction"]
 
@@ -86,6 +89,7 @@ class HistoricalFeatures(Iterator[pa.RecordBatch]):
         self._batches.close()
 
 
+@documented_by(calls.Calls)
 class _Calls:
     """What the store and a transaction have in common."""
 
@@ -104,7 +108,9 @@ class _Calls:
         max_bytes_in_flight: int = MAX_BYTES_IN_FLIGHT,
         max_decoded_bytes: int = MAX_DECODED_BYTES,
     ) -> IngestReport:
-        """See :meth:`featurestore.FeatureStore.ingest`."""
+        """See :meth:`featurestore.FeatureStore.ingest`.
+
+        Here ``progress`` is called in a thread beside the caller's."""
         return portal.call(
             self._async.ingest(
                 view,
@@ -133,9 +139,11 @@ class _Calls:
         on_invalid: OnInvalid = "raise",
         progress: OnStream | None = None,
     ) -> StreamReport:
-        """See :meth:`featurestore.FeatureStore.push_stream`. ``source`` is an ordinary iterator,
-        read in the caller's thread: rows that wait are written while it takes its time, and an
-        error of the store is raised when it has given its next item."""
+        """See :meth:`featurestore.FeatureStore.push_stream`.
+
+        Here ``source`` is an ordinary iterator, read in the caller's thread: rows that wait are
+        written while it takes its time, and an error of the store is raised when it has given its
+        next item. ``progress`` is called in a thread beside it."""
         return feed(
             lambda items: self._async.push_stream(
                 view,
@@ -149,7 +157,9 @@ class _Calls:
         )
 
     def repository(self, view: ViewName) -> FeatureRepository:
-        """See :meth:`featurestore.FeatureStore.repository`."""
+        """See :meth:`featurestore.FeatureStore.repository`.
+
+        Here its calls are without ``await``, too."""
         return FeatureRepository(self._async.repository(view))
 
     def get_online_features(
@@ -180,7 +190,9 @@ class _Calls:
         memory_limit: int | str | None = None,
         progress: OnTraining | None = None,
     ) -> TrainingSet:
-        """See :meth:`featurestore.FeatureStore.get_historical_features`."""
+        """See :meth:`featurestore.FeatureStore.get_historical_features`.
+
+        Here ``progress`` is called in a thread beside the caller's."""
         return portal.call(
             self._async.get_historical_features(
                 entity_df,
@@ -210,7 +222,10 @@ class _Calls:
         memory_limit: int | str | None = None,
         progress: OnTraining | None = None,
     ) -> HistoricalFeatures:
-        """See :meth:`featurestore.FeatureStore.stream_historical_features`."""
+        """See :meth:`featurestore.FeatureStore.stream_historical_features`.
+
+        Here it is an ordinary iterator, which may be left early (``close``), and ``progress`` is
+        called in a thread beside the caller's."""
         return HistoricalFeatures(
             self._async.stream_historical_features(
                 entity_df,
@@ -235,7 +250,9 @@ class _Calls:
         memory_limit: int | str | None = None,
         progress: OnTraining | None = None,
     ) -> TrainingSet:
-        """See :meth:`featurestore.FeatureStore.replay`."""
+        """See :meth:`featurestore.FeatureStore.replay`.
+
+        Here ``progress`` is called in a thread beside the caller's."""
         return portal.call(
             self._async.replay(
                 manifest, entity_df, engine=engine, memory_limit=memory_limit, progress=progress
@@ -255,8 +272,18 @@ class _Calls:
         return portal.call(self._async.explain(view, keys, at, known_by=known_by, limit=limit))
 
 
+@documented_by(store_module.FeatureStore)
 class FeatureStore(_Calls):
-    """:class:`featurestore.FeatureStore` without ``await``; a context manager."""
+    """:class:`featurestore.FeatureStore` without ``await``: a project of features in a database; a
+    context manager, for any number of threads.
+
+    Example::
+
+        with fs.sync.FeatureStore("postgresql://localhost/features") as store:
+            store.apply([driver_stats])
+            store.ingest(driver_stats)
+            vectors = store.get_online_features(["driver_stats:*"], [{"driver_id": 7}])
+    """
 
     _async: store_module.FeatureStore
 
@@ -381,27 +408,49 @@ class FeatureStore(_Calls):
         return portal.call(self._async.undo_load(load_id))
 
     def export_history(
-        self, view: ViewName, path: str | os.PathLike[str], *, buckets: int | None = None
+        self,
+        view: ViewName,
+        path: str | os.PathLike[str],
+        *,
+        buckets: int | None = None,
+        progress: OnExport | None = None,
     ) -> ExportReport:
-        """See :meth:`featurestore.FeatureStore.export_history`."""
-        return portal.call(self._async.export_history(view, path, buckets=buckets))
+        """See :meth:`featurestore.FeatureStore.export_history`.
+
+        Here ``progress`` is called in a thread beside the caller's."""
+        return portal.call(
+            self._async.export_history(view, path, buckets=buckets, progress=progress)
+        )
 
     @contextmanager
     def transaction(self) -> Iterator[Transaction]:
-        """See :meth:`featurestore.FeatureStore.transaction`."""
+        """See :meth:`featurestore.FeatureStore.transaction`.
+
+        Here it is ``with store.transaction() as tx:``, with calls without ``await``, too."""
         with entered(self._async.transaction()) as inner:
             yield Transaction(inner)
 
 
+@documented_by(store_module.Transaction)
 class Transaction(_Calls):
-    """:class:`featurestore.Transaction` without ``await``."""
+    """:class:`featurestore.Transaction` without ``await``: the calls of a store inside one
+    transaction. Made by :meth:`FeatureStore.transaction`."""
 
     def __init__(self, inner: store_module.Transaction) -> None:
         self._async = inner
 
 
+@documented_by(repository.FeatureRepository)
 class FeatureRepository:
-    """:class:`featurestore.FeatureRepository` without ``await``."""
+    """:class:`featurestore.FeatureRepository` without ``await``: one view. Made by
+    ``store.repository(view)``.
+
+    Example::
+
+        drivers = store.repository("driver_stats")
+        drivers.upsert([{"driver_id": 7, "event_timestamp": now, "conv_rate": 0.4}])
+        drivers.get(driver_id=7)      # {"driver_id": 7, "conv_rate": 0.4}
+    """
 
     def __init__(self, inner: repository.FeatureRepository) -> None:
         self._async = inner
@@ -431,7 +480,9 @@ class FeatureRepository:
         end: dt.datetime | None = None,
         batch_size: int = repository.SCAN_ROWS,
     ) -> Iterator[pa.RecordBatch]:
-        """See :meth:`featurestore.FeatureRepository.scan`."""
+        """See :meth:`featurestore.FeatureRepository.scan`.
+
+        Here it is an ordinary iterator."""
         return iterate(self._async.scan(start, end, batch_size))
 
     def count(self) -> int:

@@ -116,21 +116,29 @@ class JsonList:
         print("\n]" if self._begun else "[]")
 
 
+def room() -> int | None:
+    """Columns of the terminal that standard output is; None where it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def needed(table: Table) -> int:
+    """Columns that a table takes where nothing of it is folded or left out."""
+    return sum(_widths(table)) + GAP * (len(table.heads) - 1)
+
+
 def print_table(table: Table, *, heads: bool = True) -> None:
     """``table``, unless it is empty; drawn for the terminal where there is one."""
     if not table.rows:
         return
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    lines = islice(table_lines(table, room), 0 if heads else 1, None)
+    lines = islice(table_lines(table, room()), 0 if heads else 1, None)
     sys.stdout.writelines(f"{line}\n" for line in lines)
 
 
 def print_wide(table: Table) -> None:
     """A table of few rows and many columns: on a terminal too narrow for it, turned over."""
-    if sys.stdout.isatty() and table.rows:
-        needed = sum(_widths(table)) + GAP * (len(table.heads) - 1)
-        if needed > shutil.get_terminal_size().columns:
-            table = turned(table)
+    columns = room()
+    if columns is not None and table.rows and needed(table) > columns:
+        table = turned(table)
     print_table(table)
 
 

@@ -21,6 +21,7 @@ from featurestore.cli.output import plural, say
 
 if TYPE_CHECKING:
     from featurestore.ingest.progress import Progress
+    from featurestore.reports import ExportProgress
     from featurestore.training.report import TrainingProgress
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -144,11 +145,11 @@ class _History:
 
 
 class RowProgress:
-    """Work on rows: an ingest of several files, or a training set.
+    """Work on rows: an ingest of several files, a training set, or an export.
 
-    Pass :meth:`of_files` as an ingest's ``progress``, :meth:`of_training` as a training set's, or
-    call :meth:`of_rows` now and then. A thread of its own may draw: all is read and changed under
-    a lock.
+    Pass :meth:`of_files` as an ingest's ``progress``, :meth:`of_training` as a training set's,
+    :meth:`of_export` as an export's, or call :meth:`of_rows` now and then. A thread of its own may
+    draw: all is read and changed under a lock.
     """
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -207,6 +208,16 @@ class RowProgress:
             pace.reach(self._history.reach(now.rows))
             title = f"history of {now.view} for {self._title}"
             self._rows = Line(title, None, self._history.rows, pace.rate())
+        if self._display is not None:
+            self._display.update(None)
+
+    def of_export(self, now: ExportProgress) -> None:
+        """What an export tells: rows that are read for its files, then their end."""
+        if not now.finishing:
+            self.of_rows(now.rows, now.total)
+            return
+        with self._lock:
+            self._rows = Line(self._title, None, now.rows, status="finishing")
         if self._display is not None:
             self._display.update(None)
 

@@ -18,6 +18,7 @@ from featurestore.context import Context
 from featurestore.errors import DefinitionError, SourceError
 from featurestore.export.copy import (
     Copy,
+    DataFile,
     check_folder,
     failures,
     replace_copy,
@@ -26,7 +27,7 @@ from featurestore.export.copy import (
 from featurestore.export.lock import locked
 from featurestore.export.removals import files_hit, small_files, surviving
 from featurestore.export.writer import CopyWriter
-from featurestore.reports import ExportReport
+from featurestore.reports import ExportProgress, ExportReport, OnExport
 from featurestore.storage.dialect import Dialect
 from featurestore.storage.marks import Mark, Ranges, removed_since, take_mark, unseen
 from featurestore.storage.registry import Catalog, RegisteredView
@@ -53,7 +54,11 @@ STREAM_ROWS = 16_384
 
 
 async def export_history(
-    context: Context, name: str, path: str | os.PathLike[str], buckets: int | None
+    context: Context,
+    name: str,
+    path: str | os.PathLike[str],
+    buckets: int | None,
+    progress: OnExport | None,
 ) -> ExportReport:
     """See :meth:`featurestore.FeatureStore.export_history`."""
     started = time.perf_counter()
@@ -62,7 +67,7 @@ async def export_history(
     async with _held(folder) as found:
         async with context.reading([name]) as (session, catalog):
             step = await _prepared(session, catalog, name, folder, found, buckets)
-            after, counts = await _carried_out(session, catalog, step)
+            after, counts = await _carried_out(session, catalog, step, _Progress(name, progress))
         before = step.before
         await uninterrupted(asyncio.to_thread(_put_in_place, before, after), seconds=None)
         async with context.transaction() as session:
@@ -103,6 +108,24 @@ class _Counts:
     removed: int = 0
     written: int = 0
     rewritten: int = 0
+
+
+@dataclass
+class _Progress:
+    """Rows that were read for the files of the copy, told to who wants to know."""
+
+    view: str
+    tell: OnExport | None
+    rows: int = 0
+    total: int = 0
+
+    def reach(self, rows: int, *, finishing: bool = False) -> None:
+        """So many more have been read."""
+        self.rows += rows
+        if self.tell is not None:
+            # Rows of files that are written anew may be fewer than was thought.
+            total = self.rows if finishing else self.total
+            self.tell(ExportProgress(self.view, self.rows, total, finishing))
 
 
 # --- the folder -----------------------------------------------------------------------------
@@ -245,7 +268,9 @@ async def _shape(session: Session, catalog: Catalog, registered: RegisteredView)
 # --- doing it ---------------------------------------------------------------------------------
 
 
-async def _carried_out(session: Session, catalog: Catalog, step: _Step) -> tuple[Copy, _Counts]:
+async def _carried_out(
+    session: Session, catalog: Catalog, step: _Step, progress: _Progress
+) -> tuple[Copy, _Counts]:
     """The copy's next state, whose files are all there, and what was done; its writer leaves
     nothing where that fails."""
     before, view = step.before, step.view.view
@@ -262,10 +287,16 @@ async def _carried_out(session: Session, catalog: Catalog, step: _Step) -> tuple
     counts = _Counts()
     try:
         with failures(before.folder):
-            kept = await _rewritten(writer, step, counts)
-            async for rows in _new_rows(session, catalog, step):
-                counts.added += rows.num_rows
-                await asyncio.to_thread(writer.add, rows)
+            kinds, query = await _new_rows(session, catalog, step)
+            if progress.tell is not None:
+                progress.total = await _count(session, query)
+            kept = await _rewritten(writer, step, counts, progress)
+            async for rows in session.stream(query, size=STREAM_ROWS):
+                table = await asyncio.to_thread(_table, session.dialect, kinds, rows)
+                await asyncio.to_thread(writer.add, table)
+                counts.added += table.num_rows
+                progress.reach(table.num_rows)
+            progress.reach(0, finishing=True)
             written = await asyncio.to_thread(writer.finish)
     except BaseException:
         await uninterrupted(asyncio.to_thread(writer.discard), seconds=None)
@@ -274,7 +305,9 @@ async def _carried_out(session: Session, catalog: Catalog, step: _Step) -> tuple
     return replace(after, files=(*kept, *written)), counts
 
 
-async def _rewritten(writer: CopyWriter, step: _Step, counts: _Counts) -> list[Any]:
+async def _rewritten(
+    writer: CopyWriter, step: _Step, counts: _Counts, progress: _Progress
+) -> list[Any]:
     """Put what stays of files that cannot stay into the writer; the files that can."""
     before = step.before
     if step.remade:
@@ -284,19 +317,25 @@ async def _rewritten(writer: CopyWriter, step: _Step, counts: _Counts) -> list[A
     gone = {file.path for file in hit}
     hit += small_files(file for file in before.files if file.path not in gone)
     counts.rewritten = len(hit)
+    progress.total += sum(file.rows for file in hit) - counts.removed
+    progress.reach(0)
 
-    def rewrite() -> None:
-        for file in hit:
-            for rows in surviving(before, file, step.removed):
-                writer.add(rows)
+    def rewrite(file: DataFile) -> int:
+        written = 0
+        for rows in surviving(before, file, step.removed):
+            writer.add(rows)
+            written += rows.num_rows
+        return written
 
-    if hit:
-        await asyncio.to_thread(rewrite)
+    for file in hit:
+        progress.reach(await asyncio.to_thread(rewrite, file))
     return [file for file in before.files if file not in hit]
 
 
-async def _new_rows(session: Session, catalog: Catalog, step: _Step) -> AsyncIterator[pa.Table]:
-    """The rows that are there now and are not in the copy, as they come."""
+async def _new_rows(
+    session: Session, catalog: Catalog, step: _Step
+) -> tuple[dict[str, FeatureType], sa.Select[Any]]:
+    """What asks for the rows that are there now and are not in the copy, and their columns."""
     view, history, dialect = step.view.view, step.view.history, session.dialect
     kinds: dict[str, FeatureType] = {**view.join_keys, **SYSTEM_TYPES, **view.types}
     columns = [
@@ -310,8 +349,13 @@ async def _new_rows(session: Session, catalog: Catalog, step: _Step) -> AsyncIte
         late = await unseen(session, mark, step.view.id)
         spans = [arrival.between(first, min(last, mark.arrival)) for first, last in late]
         query = query.where(sa.or_(arrival > mark.arrival, *spans))
-    async for rows in session.stream(query, size=STREAM_ROWS):
-        yield await asyncio.to_thread(_table, dialect, kinds, rows)
+    return kinds, query
+
+
+async def _count(session: Session, query: sa.Select[Any]) -> int:
+    """How many rows a query will give: a fraction of the time that it takes to read them."""
+    counted = query.with_only_columns(sa.func.count(), maintain_column_froms=True)
+    return int((await session.execute(counted)).scalar_one())
 
 
 def _table(

@@ -17,6 +17,7 @@ from featurestore.definitions import (
     FeatureService,
     FeatureView,
     Field,
+    ttl_text,
 )
 from featurestore.errors import DefinitionError, NotFoundError
 from featurestore.storage.registry import Catalog
@@ -342,7 +343,7 @@ def _differences(old: Any, new: Any, names: Iterable[str]) -> str:
 
 def _show(value: Any) -> str:
     if isinstance(value, dt.timedelta):
-        return str(value)
+        return ttl_text(value)
     if value is None:
         return "none"
     return repr(value)

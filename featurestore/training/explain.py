@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from featurestore.definitions import ttl_text
 from featurestore.errors import DefinitionError
 from featurestore.online.vectors import Status
 from featurestore.training.rule import KnownBy
@@ -118,6 +119,17 @@ class Explanation:
             if one.verdict is Verdict.WINNER:
                 return one
         return None
+
+    @property
+    def heading(self) -> str:
+        """What was asked, in a line: view, keys, moment, and which rows count."""
+        head = " ".join(filter(None, [self.view, keys_text(self.keys)]))
+        head += f" at {moment_text(self.at)}, ttl {_ttl(self)}"
+        if self.oldest is not None:
+            head += f": event times from {moment_text(self.oldest)}"
+        if self.known_by is not None:
+            head += ", created by then"
+        return head
 
     @property
     def reason(self) -> str:
@@ -331,7 +343,7 @@ def _why_not(told: Explanation) -> Iterator[str]:
     at = moment_text(told.at)
     if Verdict.PAST_TTL in verdicts:
         newest = moment_text(verdicts[Verdict.PAST_TTL].event_timestamp)
-        yield f"The newest row up to {at} is of {newest}, which is past the ttl of {told.ttl};"
+        yield f"The newest row up to {at} is of {newest}, which is past the ttl of {_ttl(told)};"
         yield "older rows do not show through."
     elif Verdict.NOT_KNOWN_YET in verdicts:
         yield f"Of the rows up to {at} none was created by then."
@@ -343,16 +355,12 @@ def _why_not(told: Explanation) -> Iterator[str]:
     yield "So its features are null."
 
 
+def _ttl(told: Explanation) -> str:
+    return "none" if told.ttl is None else ttl_text(told.ttl)
+
+
 def _lines(told: Explanation) -> Iterator[str]:
-    head = " ".join(filter(None, [told.view, keys_text(told.keys)]))
-    head += f" at {moment_text(told.at)}"
-    if told.ttl is not None:
-        head += f", ttl {told.ttl}"
-    if told.oldest is not None:
-        head += f": event times from {moment_text(told.oldest)}"
-    if told.known_by is not None:
-        head += ", created by then"
-    yield head
+    yield told.heading
     if told.candidates:
         yield from _table(told)
     if told.rows > len(told.candidates):

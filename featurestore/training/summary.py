@@ -69,6 +69,25 @@ class Summary:
     sampled: int
 
 
+def leak_remarks(leaked: Mapping[str, int], rows: int, *, left_out: bool) -> list[str]:
+    """What there is to know of values that were created after the time of their entity row:
+    ``leaked`` counts them by view, of so many ``rows``; with ``known_by`` they are ``left_out``."""
+    remarks = []
+    for view, count in leaked.items():
+        if count and left_out:
+            remarks.append(
+                f"{view}: {count:,} of {rows:,} rows would rest on values created after their "
+                f"time, which known_by leaves out"
+            )
+        elif count:
+            remarks.append(
+                f"{view}: {count:,} of {rows:,} rows rest on values created after their time (or "
+                f"loaded, where no created time is given); "
+                f'known_by="created_timestamp" leaves such values out'
+            )
+    return remarks
+
+
 def summarize(table: pa.Table, features: Mapping[str, str]) -> Summary:
     """Look at ``table``; ``features`` maps those of its columns that are features to their view."""
     rows = table.num_rows

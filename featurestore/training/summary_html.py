@@ -7,7 +7,7 @@ words: all of them are escaped.
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ _ITEMS = 4
 
 _FEATURE = "#4a90d9"
 _ENTITY = "#8a94a3"
+_NOTICE = "#e08a00"
+_NOTICE_BEHIND = "rgba(224,138,0,.16)"
 _RULE = "1px solid rgba(128,128,128,.3)"
 _CELL = (
     f"text-align:left;vertical-align:middle;white-space:nowrap;padding:3px 14px 3px 0;"
@@ -43,22 +45,41 @@ _QUIET = "opacity:.7"
 
 
 def training_html(
-    table: pa.Table, features: Mapping[str, str], match_rate: Mapping[str, float]
+    table: pa.Table,
+    features: Mapping[str, str],
+    match_rate: Mapping[str, float],
+    *,
+    warnings: Iterable[str] = (),
+    remarks: Iterable[str] = (),
+    streamed: int | None = None,
 ) -> str:
-    """A training set: its size, match rates, columns with their histograms, and first rows.
+    """A training set: its size, warnings, match rates, columns with their histograms, first rows.
 
-    ``features`` maps columns to their views, and may be empty where that is not known.
+    ``features`` maps columns to their views, and may be empty where that is not known. ``remarks``
+    stand below the ``warnings``. Of a set whose rows were ``streamed``, so many, ``table`` has the
+    columns alone.
     """
     summary = summarize(table, features)
+    rows = summary.rows if streamed is None else streamed
+    size = f"{rows:,} rows × {summary.width:,} columns"
     parts = [
         '<div style="font-size:13px;line-height:1.35;max-width:100%;overflow-x:auto">',
-        f"<div><b>Training set</b>: {summary.rows:,} rows × {summary.width:,} columns</div>",
+        f"<div><b>Training set</b>: {size}{'' if streamed is None else ', streamed'}</div>",
+        *(_notice(f"<b>Warning</b>: {_escaped(text)}") for text in warnings),
+        *(_notice(_escaped(text)) for text in remarks),
         *_matches(match_rate, features),
-        *_columns(summary, known=bool(features)),
+        *_columns(summary, known=bool(features), streamed=streamed is not None),
         *_preview(table),
         "</div>",
     ]
     return "".join(parts)
+
+
+def _notice(inner: str) -> str:
+    return (
+        f'<div style="margin:4px 0;padding:3px 8px;border-left:4px solid {_NOTICE};'
+        f'background:{_NOTICE_BEHIND}">{inner}</div>'
+    )
 
 
 # --- match rates --------------------------------------------------------------------------
@@ -92,20 +113,21 @@ def _meter(rate: float) -> str:
 # --- columns ------------------------------------------------------------------------------
 
 
-def _columns(summary: Summary, *, known: bool) -> Iterator[str]:
+def _columns(summary: Summary, *, known: bool, streamed: bool) -> Iterator[str]:
+    """``streamed``: nobody has looked at the rows, neither for nulls nor for values."""
     yield f'<table style="{_TABLE}"><thead>'
-    yield _row(["column", "type", "from", "nulls", "values"], tag="th")
+    heads = ["column", "type", "from", "nulls", "values"]
+    yield _row(heads[:3] if streamed else heads, tag="th")
     yield "</thead><tbody>"
     for column in summary.columns:
-        yield _row(
-            [
-                f"<b>{_name(column.name)}</b>",
-                f'<span style="{_QUIET}">{_name(column.type)}</span>',
-                _origin(column, known=known),
-                _nulls(column.nulls, summary.rows),
-                _drawn(column),
-            ]
-        )
+        cells = [
+            f"<b>{_name(column.name)}</b>",
+            f'<span style="{_QUIET}">{_name(column.type)}</span>',
+            _origin(column, known=known),
+        ]
+        if not streamed:
+            cells += [_nulls(column.nulls, summary.rows), _drawn(column)]
+        yield _row(cells)
     yield "</tbody></table>"
     if summary.width > len(summary.columns):
         rest = summary.width - len(summary.columns)

@@ -13,6 +13,7 @@ import pyarrow as pa
 from featurestore.errors import SchemaMismatchError, SourceError
 from featurestore.training.manifest import PARQUET_KEY, Manifest
 from featurestore.training.report import TrainingPlan
+from featurestore.training.summary import leak_remarks
 from featurestore.training.summary_html import training_html
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ class TrainingSet:
     the same rows again from. ``warnings`` tell what cannot be as it was asked for.
 
     A set that is larger than the memory allowed lies in a temporary file, and is read from there.
-    In a notebook it shows its size, columns, nulls, and how the values lie.
+    Printed it shows its size, match rates, warnings and leaks; in a notebook its columns, nulls
+    and how the values lie, too.
     """
 
     table: pa.Table
@@ -88,10 +90,34 @@ class TrainingSet:
 
     def __repr__(self) -> str:
         rates = ", ".join(f"{view} {rate:.1%}" for view, rate in self.match_rate.items())
-        return f"<TrainingSet: {len(self):,} rows, {self.table.num_columns} columns; found {rates}>"
+        rows = f"{self._rows:,} rows{' (streamed)' if self._streamed else ''}"
+        said = [f"<TrainingSet: {rows}, {self.table.num_columns} columns; found {rates}>"]
+        said += [f"warning: {text}" for text in self.warnings]
+        return "\n".join([*said, *self._leaks])
 
     def _repr_html_(self) -> str:
-        return training_html(self.table, self.features, self.match_rate)
+        return training_html(
+            self.table,
+            self.features,
+            self.match_rate,
+            warnings=self.warnings,
+            remarks=self._leaks,
+            streamed=self._rows if self._streamed else None,
+        )
+
+    @property
+    def _streamed(self) -> bool:
+        """Whether the rows went to whoever read the stream, and only their columns are here."""
+        return self.plan is not None and not len(self) and self.plan.rows > 0
+
+    @property
+    def _rows(self) -> int:
+        return self.plan.rows if self._streamed and self.plan is not None else len(self)
+
+    @property
+    def _leaks(self) -> list[str]:
+        known = self.manifest is not None and self.manifest.known_by is not None
+        return leak_remarks(self.leaked, self._rows, left_out=known)
 
 
 @contextmanager

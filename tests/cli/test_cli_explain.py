@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 from pathlib import Path
 
 import pytest
 from cli_helpers import Run
+
+import featurestore as fs
+from featurestore.cli.commands.explaining import shown
+from featurestore.cli.output import table_lines
 
 pytestmark = pytest.mark.usefixtures("loaded")
 
@@ -20,7 +25,8 @@ def push(folder: Path, run: Run, **changes: object) -> None:
 def test_it_shows_the_rows_and_says_why(run: Run, folder: Path) -> None:
     push(folder, run)
     done = run("explain", "driver_stats", "driver_id=1001", "--at", "2024-01-02T12:00")
-    heads, *rows, reason = done.out.splitlines()
+    question, heads, *rows, reason = done.out.splitlines()
+    assert question == "driver_stats driver_id=1001 at 2024-01-02 12:00:00Z, ttl none"
     assert heads.split() == [
         *("verdict", "event", "time", "created", "conv_rate", "trips", "city"),
         *("load", "row", "source"),
@@ -78,6 +84,85 @@ def test_what_is_not_shown_is_counted(run: Run) -> None:
     assert "2 of 3 rows of the key are shown.\n" in done.out
 
 
+MOMENT = dt.datetime(2024, 5, 1, 3, 12, 1, 312_345, tzinfo=dt.UTC)
+VALUES = {
+    **{"rate": 0.17300740157905092, "trips": 3, "city": "a name of many words, all the way"},
+    **{"load": 7, "lags": [0.25] * 20},
+}
+TOLD = fs.Explanation(
+    view="driver_stats",
+    keys={"driver_id": 1001},
+    at=MOMENT,
+    ttl=dt.timedelta(days=30),
+    oldest=MOMENT - dt.timedelta(days=30),
+    known_by=None,
+    values=VALUES,
+    candidates=(
+        fs.Candidate(
+            event_timestamp=MOMENT.replace(second=0, microsecond=0),
+            created_timestamp=MOMENT,
+            arrival=1,
+            load_id=1,
+            kind="file",
+            source="folder/with/a/long/name/driver_stats.parquet",
+            position=8,
+            loaded_at=MOMENT,
+            values=VALUES,
+            verdict=fs.Verdict.TIED_CREATED,
+            reason="",
+        ),
+    ),
+    rows=1,
+)
+DECIDING = ["verdict", "event time", "created"]
+
+
+@pytest.mark.parametrize(
+    ("room", "features", "after", "lacking"),
+    [
+        (None, [*VALUES], ["load", "row", "source"], ""),
+        (
+            80,
+            ["load"],
+            ["load", "row"],
+            "4 features (rate, trips, city, lags) and the source of each row found no room",
+        ),
+        (
+            120,
+            ["rate", "trips", "load"],
+            ["load", "row"],
+            "2 features (city, lags) and the source of each row found no room",
+        ),
+        (200, [*VALUES], ["load", "row", "source"], ""),
+    ],
+)
+def test_a_narrow_terminal_keeps_what_decides_and_whole_numbers(
+    room: int | None, features: list[str], after: list[str], lacking: str
+) -> None:
+    table, said = shown(TOLD, [], room)
+    assert table.titles == [*DECIDING, *features, *after]
+    lines = list(table_lines(table))
+    assert room is None or max(map(len, lines)) <= room
+    assert ("0.17300740157905092" in lines[1]) == ("rate" in features)
+    if room == 200:
+        assert "a name of many words, a…  7     [0.25, 0.25, 0.25, …]  " in lines[1]
+        assert lines[1].endswith("…me/driver_stats.parquet")
+    assert "".join(said).startswith(lacking)
+
+
+def test_features_that_are_chosen_are_shown_however_narrow_it_is() -> None:
+    table, said = shown(TOLD, ["rate"], 60)
+    assert table.titles == [*DECIDING, "rate", "load"]
+    assert list(said) == ["The source of each row finds no room: --json has it."]
+
+
+def test_features_can_be_chosen(run: Run) -> None:
+    done = run("explain", "driver_stats", "driver_id=1001", "--feature", "trips")
+    assert done.out.splitlines()[1].split() == [
+        *("verdict", "event", "time", "created", "trips", "load", "row", "source"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "words", "status"),
     [
@@ -88,6 +173,11 @@ def test_what_is_not_shown_is_counted(run: Run) -> None:
         (
             ["driver_stats", "driver_id=1", "driver_id=2"],
             "A key stands twice: give one entity at a time",
+            2,
+        ),
+        (
+            ["driver_stats", "driver_id=1", "--feature", "trip"],
+            "driver_stats has no feature 'trip'; its features: conv_rate, trips, city",
             2,
         ),
         (["driver_stat", "driver_id=1"], "Did you mean 'driver_stats'?", 1),

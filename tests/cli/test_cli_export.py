@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from cli_helpers import Run
+from cli_helpers import Run, many_rows
+from cli_terminal import Terminal
 
 from featurestore.export.copy import read_copy
 
@@ -29,6 +30,19 @@ def test_a_copy_is_made_and_brought_up_to_date(run: Run, loaded: Path, folder: P
     assert copy is not None
     rows = sum(pq.read_metadata(folder / "copy" / file.path).num_rows for file in copy.files)
     assert rows == 12
+
+
+def test_a_terminal_shows_how_far_it_is(run: Run, folder: Path) -> None:
+    pq.write_table(many_rows(100_000), folder / "drivers.parquet")
+    run("init", "--from", "drivers.parquet", "--view", "drivers")
+    run("apply")
+    run("ingest", "drivers")
+    with Terminal("export", "drivers", "copy") as terminal:
+        status, out = terminal.end()
+    assert (status, out) == (0, "")
+    assert re.search(r"drivers .*[1-9]\d*% .* rows", terminal.text)
+    assert terminal.drawn.count("\x1b[?25l") == terminal.drawn.count("\x1b[?25h") == 1
+    assert re.search(r"drivers: 100,000 rows added, 0 removed in ", terminal.text)
 
 
 def test_what_cannot_be_is_told_in_a_line(run: Run, loaded: Path, folder: Path) -> None:

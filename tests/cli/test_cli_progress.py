@@ -14,7 +14,7 @@ from cli_helpers import Run, many_rows
 from cli_terminal import Terminal
 from rich.console import Console
 
-from featurestore import Progress, TrainingProgress
+from featurestore import ExportProgress, Progress, TrainingProgress
 from featurestore.cli.amounts import Count, Size, duration, short, short_size, size_in_full
 from featurestore.cli.bars import drawn
 from featurestore.cli.progress import Line, RowProgress
@@ -198,6 +198,16 @@ def test_a_training_set_shows_the_history_that_is_read_for_it(clock: Clock) -> N
     clock.now += 10
     progress.of_training(TrainingProgress("rows", 50, 100))
     assert progress.lines() == [Line("set.parquet", 0.5, 50, 5.0, left=10.0)]
+
+
+def test_an_export_shows_its_rows_and_then_that_it_is_finishing(clock: Clock) -> None:
+    progress = RowProgress("drivers", clock)
+    progress.of_export(ExportProgress("drivers", 0, 100))
+    clock.now += 10
+    progress.of_export(ExportProgress("drivers", 50, 100))
+    assert progress.lines() == [Line("drivers", 0.5, 50, 5.0, left=10.0)]
+    progress.of_export(ExportProgress("drivers", 100, 100, finishing=True))
+    assert progress.lines() == [Line("drivers", None, 100, status="finishing")]
 
 
 # --- drawn --------------------------------------------------------------------------------------

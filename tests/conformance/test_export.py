@@ -198,6 +198,58 @@ async def test_a_transaction_that_was_in_flight_at_the_mark_comes_with_the_next(
     assert (await store.export_history(VIEW, tmp_path)).rows_added == 0
 
 
+async def test_an_export_tells_how_far_it_is(store: fs.FeatureStore, tmp_path: Path):
+    """Rows that come in, and those of files that are written anew; of none, that too."""
+    told: list[fs.ExportProgress] = []
+    await store.apply([VIEW])
+    rows = [stats(n % 50, hour(n // 50), trips=n) for n in range(20_000)]
+    await store.ingest(VIEW, pa.Table.from_pylist(rows))
+
+    async def export() -> fs.ExportReport:
+        told.clear()
+        return await store.export_history(VIEW, tmp_path, buckets=1, progress=told.append)
+
+    await export()
+    assert {(one.view, one.total) for one in told} == {("driver_stats", 20_000)}
+    counts = [one.rows for one in told]
+    assert counts == sorted(counts)
+    assert len(set(counts)) > 2
+    assert (counts[0], counts[-1]) == (0, 20_000)
+    assert [one.finishing for one in told] == [*[False] * (len(told) - 1), True]
+
+    await store.repository(VIEW).delete(driver_id=7)
+    await store.push(VIEW, [stats(8, hour(1))])
+    report = await export()
+    assert (report.rows_removed, report.rows_added) == (400, 1)
+    assert [(one.rows, one.total) for one in told] == [
+        *((0, 19_601), (19_600, 19_601), (19_601, 19_601), (19_601, 19_601)),
+    ]
+    await export()
+    assert [(one.rows, one.total, one.finishing) for one in told] == [(0, 0, False), (0, 0, True)]
+
+
+async def test_an_export_that_its_progress_ends_leaves_the_copy_as_it_was(
+    store: fs.FeatureStore, tmp_path: Path
+):
+    class StopError(Exception):
+        pass
+
+    def stop(now: fs.ExportProgress) -> None:
+        if now.rows:
+            raise StopError
+
+    await store.apply([VIEW])
+    await store.push(VIEW, [stats(1, hour(0))])
+    await store.export_history(VIEW, tmp_path)
+    before = await state_of(tmp_path)
+    await store.push(VIEW, [stats(1, hour(1))])
+    with pytest.raises(StopError):
+        await store.export_history(VIEW, tmp_path, progress=stop)
+    assert await state_of(tmp_path) == before
+    await store.export_history(VIEW, tmp_path)
+    await check(store, VIEW, tmp_path)
+
+
 @pytest.mark.parametrize("block_bits", [20, 5])
 async def test_a_load_in_steps_comes_in_steps(
     store: fs.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bits: int

@@ -67,6 +67,61 @@ def test_each_call_is_there_with_the_same_parameters(plain: type, original: type
     assert public(calls.Calls).keys() <= public(store.FeatureStore).keys()
 
 
+def documented(kind: type) -> dict[str, str]:
+    """The documentation of public methods and properties, as ``help`` finds it."""
+    return {
+        name: inspect.getdoc(member) or ""
+        for name, member in inspect.getmembers(kind)
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property))
+    }
+
+
+@pytest.mark.parametrize(
+    ("plain", "original", "differing"),
+    [
+        (
+            fs.sync.FeatureStore,
+            store.FeatureStore,
+            {
+                *("ingest", "push_stream", "repository", "get_historical_features", "replay"),
+                *("stream_historical_features", "export_history", "transaction"),
+            },
+        ),
+        (
+            fs.sync.Transaction,
+            store.Transaction,
+            {
+                *("ingest", "push_stream", "repository", "get_historical_features", "replay"),
+                "stream_historical_features",
+            },
+        ),
+        (fs.sync.FeatureRepository, repository.FeatureRepository, {"scan"}),
+    ],
+)
+def test_each_call_has_the_documentation_of_its_twin(
+    plain: type, original: type, differing: set[str]
+):
+    """Whole, with a last paragraph where it differs; ``engine`` says what it is here."""
+    ours, theirs = documented(plain), documented(original)
+    assert ours.keys() == theirs.keys()
+    for name in ours.keys() - differing - {"engine"}:
+        assert ours[name] == theirs[name] != "", name
+    for name in differing:
+        whole, _, note = ours[name].rpartition("\n\n")
+        assert whole == theirs[name], name
+        assert note.startswith("Here "), name
+
+
+def test_the_class_says_what_its_parameters_are():
+    text = inspect.getdoc(fs.sync.FeatureStore) or ""
+    assert "``url`` is a SQLAlchemy URL" in text
+    assert "``clock_skew``" in text
+    assert "async with" not in text
+    assert text.endswith(
+        'vectors = store.get_online_features(["driver_stats:*"], [{"driver_id": 7}])'
+    )
+
+
 def test_the_main_job(sync_store: fs.sync.FeatureStore):
     sync_store.push(view, [row(1, 5), row(2, 6)])
     online = sync_store.get_online_features(["driver_stats:trips"], [{"driver_id": 2}])

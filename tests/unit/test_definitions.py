@@ -21,6 +21,7 @@ from featurestore.definitions import (
     Field,
     ParquetSource,
     check_name,
+    ttl_text,
 )
 from featurestore.errors import DefinitionError, NotFoundError
 
@@ -364,3 +365,18 @@ def test_a_service_may_hold_a_feature_of_one_name_from_two_views():
 )
 def test_a_source_is_a_path_or_several(path, paths):
     assert ParquetSource(path).paths == paths
+
+
+@pytest.mark.parametrize(
+    ("ttl", "text"),
+    [
+        ({"days": 30}, "30 d"),
+        ({"days": 1, "hours": 12}, "36 h"),
+        ({"minutes": 90}, "90 min"),
+        ({"days": 20, "seconds": 1}, "1728001 s"),
+        ({"seconds": 100}, "100 s"),
+        ({"microseconds": 500_001}, "0.500001 s"),
+    ],
+)
+def test_a_ttl_is_written_in_its_largest_whole_unit(ttl: dict[str, int], text: str):
+    assert ttl_text(timedelta(**ttl)) == text

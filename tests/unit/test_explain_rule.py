@@ -234,7 +234,7 @@ def test_printing_it_ends_with_the_reason_in_words():
     row = candidate((BASE, BASE, 7), {"x": "a\x1b[2J\n" + "b" * 100})
     text = str(told(row, rows=12))
     head, heads, line, shown, last = text.splitlines()
-    assert head.startswith("rates driver_id=7 at 2024-03-31 00:30:00Z, ttl 1:00:00: event times")
+    assert head.startswith("rates driver_id=7 at 2024-03-31 00:30:00Z, ttl 1 h: event times")
     assert heads.split() == ["verdict", "event", "time", "created", "x", "load", "row", "source"]
     assert line.split()[0] == "WINNER"
     assert "\x1b" not in text

@@ -16,7 +16,7 @@ VERSIONS = PACKAGE.parent / "alembic" / "versions"
 # From low to high. A room imports from rooms of earlier lines and from itself; rooms of one line
 # know nothing of each other. A new module or folder of featurestore/ needs a place here.
 LAYERS = [
-    ["errors", "urls"],
+    ["errors", "twins", "urls"],
     ["types"],
     ["definitions", "reports"],
     ["storage"],

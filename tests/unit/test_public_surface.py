@@ -52,6 +52,7 @@ MORE = {
     "Candidate",
     "Change",
     "Explanation",
+    "ExportProgress",
     "ExportReport",
     "FeatureSelection",
     "FeatureType",

@@ -306,3 +306,59 @@ def test_any_column_is_shown_and_each_of_its_values_counted_once(values: pa.Arra
     if pa.types.is_floating(values.type):
         there = sum(value is not None and math.isfinite(value) for value in values.to_pylist())
     assert counted == there
+
+
+# --- warnings and leaks -------------------------------------------------------------------------
+
+
+def streamed(rows: int) -> fs.TrainingSet:
+    """What a stream of so many rows has as its summary."""
+    table = pa.table({"driver_id": pa.array([], pa.int64()), "rate": pa.array([], pa.float64())})
+    plan = fs.TrainingPlan("sql", "", {}, (), rows, 0.1)
+    return fs.TrainingSet(table, {"stats": 0.96}, {"rate": "stats"}, {"stats": 12}, plan=plan)
+
+
+def test_warnings_and_leaks_are_told_where_a_set_is_looked_at():
+    table = pa.table({"driver_id": [1, 2, 3, 4], "rate": [0.5, None, 0.25, 1.0]})
+    warnings = ("stats: undoing load 3 has since taken <b>7</b> rows out",)
+    found = fs.TrainingSet(
+        table, {"stats": 0.75}, {"rate": "stats"}, {"stats": 2, "other": 0}, warnings=warnings
+    )
+    leak = (
+        "stats: 2 of 4 rows rest on values created after their time (or loaded, where no created "
+        'time is given); known_by="created_timestamp" leaves such values out'
+    )
+    assert repr(found).splitlines() == [
+        "<TrainingSet: 4 rows, 2 columns; found stats 75.0%>",
+        f"warning: {warnings[0]}",
+        leak,
+    ]
+    text = Page(found._repr_html_()).text
+    assert warnings[0] in text
+    assert text.index("Warning") < text.index(leak) < text.index("of rows found a value")
+    assert "other" not in text
+
+
+def test_a_set_without_warnings_and_leaks_says_nothing_of_them():
+    found = fs.TrainingSet(pa.table({"x": [1]}), {"v": 1.0}, {"x": "v"}, {"v": 0})
+    assert repr(found) == "<TrainingSet: 1 rows, 1 columns; found v 100.0%>"
+    assert "arning" not in found._repr_html_()
+
+
+def test_what_known_by_has_left_out_is_no_leak():
+    assert summary.leak_remarks({"v": 2}, 5, left_out=True) == [
+        "v: 2 of 5 rows would rest on values created after their time, which known_by leaves out"
+    ]
+
+
+def test_the_summary_of_a_stream_tells_the_rows_that_were_streamed():
+    """Of nulls and values it tells nothing: nobody has looked at them."""
+    found = streamed(1_500)
+    first, leak = repr(found).splitlines()
+    assert first == "<TrainingSet: 1,500 rows (streamed), 2 columns; found stats 96.0%>"
+    assert leak.startswith("stats: 12 of 1,500 rows rest on values created after their time")
+    text = Page(found._repr_html_()).text
+    assert "1,500 rows × 2 columns, streamed" in text
+    assert "rate" in text
+    assert "nulls" not in text
+    assert repr(streamed(0)).startswith("<TrainingSet: 0 rows, 2 columns;")

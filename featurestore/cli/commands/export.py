@@ -9,6 +9,7 @@ import click
 
 from featurestore.cli import output
 from featurestore.cli.options import Command, Settings, pass_settings
+from featurestore.cli.progress import RowProgress
 from featurestore.cli.session import open_store, run
 
 if TYPE_CHECKING:
@@ -29,16 +30,22 @@ def export(settings: Settings, view: str, folder: str, buckets: int | None) -> N
     """Write a view's history as Parquet, or go on where it was.
 
     What came since the last export into FOLDER is added; what was undone or erased is taken out.
-    Each row is in the copy once.
+    Each row is in the copy once. A terminal shows how far it is.
     """
     kept = "Interrupted. The copy is as it was before; the same command does it."
-    report = run(_export(settings, view, folder, buckets), kept)
+    with RowProgress(view) as progress:
+        work = _export(settings, view, folder, buckets, progress)
+        report = run(work, kept, progress.close)
     if settings.json:
         output.print_json(asdict(report))
         return
     output.say(str(report))
 
 
-async def _export(settings: Settings, view: str, folder: str, buckets: int | None) -> ExportReport:
+async def _export(
+    settings: Settings, view: str, folder: str, buckets: int | None, progress: RowProgress
+) -> ExportReport:
     async with open_store(settings) as store:
-        return await store.export_history(view, folder, buckets=buckets)
+        return await store.export_history(
+            view, folder, buckets=buckets, progress=progress.of_export
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -273,17 +274,14 @@ def _views_table(views: list[dict[str, Any]]) -> Table:
                 f"{view['rows']:,}",
                 f"{view['loads']:,}",
                 "yes" if view["online"] else "no",
-                _duration(view["ttl_seconds"]),
+                _ttl(view["ttl_seconds"]),
                 "" if last is None else last.replace(microsecond=0),
             )
         )
     return table
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "none"
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds % size == 0:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:g} s"
+def _ttl(seconds: float | None) -> str:
+    from featurestore.definitions import ttl_text
+
+    return "none" if seconds is None else ttl_text(dt.timedelta(seconds=seconds))
