@@ -204,7 +204,8 @@ def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.
                 " It is CSV by its name: read it with pandas or Polars first, and give the table "
                 "(the command line takes CSV as it is)."
             )
-        raise SourceError(f"{path} cannot be read as Parquet: {error}.{hint}") from error
+        said = str(error).rstrip(".")
+        raise SourceError(f"{path} cannot be read as Parquet: {said}.{hint}") from error
 
 
 async def _query(session: Session, sql: str, limit: int) -> pa.Table:
