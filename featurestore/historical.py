@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import os
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -16,10 +15,9 @@ from featurestore.selection import Features, resolve
 from featurestore.training.asked import Asked, AsOf, Engine, ReadFrom, names_of
 from featurestore.training.candidates import explain
 from featurestore.training.explain import Explanation, check_question
-from featurestore.training.manifest import Manifest
 from featurestore.training.memory import Memory
 from featurestore.training.read import HistoricalFeatures, read_training_set
-from featurestore.training.replay import replay
+from featurestore.training.replay import Replayed, replay
 from featurestore.training.report import OnTraining
 from featurestore.training.rule import KnownBy
 from featurestore.training.training_set import TrainingSet
@@ -134,7 +132,7 @@ class HistoricalCalls:
 
     async def replay(
         self,
-        manifest: Manifest | str | os.PathLike[str],
+        manifest: Replayed,
         entity_df: Any = None,
         *,
         engine: Engine = "auto",
@@ -143,10 +141,11 @@ class HistoricalCalls:
     ) -> TrainingSet:
         """The training set of a manifest once more: the same rows, whatever came in since.
 
-        ``manifest`` is a training set's, or the path of one that was saved: of JSON, or of the
-        set's own Parquet file. ``entity_df`` is the entity table where the manifest has it no
-        more; another one is refused. ``engine``, ``memory_limit`` and ``progress``, which do not
-        change the rows, are as in :meth:`get_historical_features`. Raises :class:`NotFoundError`
+        ``manifest`` is a training set, its manifest (or the mapping that is in one's JSON), or the
+        path of one that was saved: of JSON, or of the set's own Parquet file. ``entity_df`` is the
+        entity table where the manifest has it no more; another one is refused. ``engine``,
+        ``memory_limit`` and ``progress``, which do not change the rows, are as in
+        :meth:`get_historical_features`. Raises :class:`NotFoundError`
         that names what was undone or erased of the rows that the set used.
         """
         memory = None if memory_limit is None else Memory.of(memory_limit)

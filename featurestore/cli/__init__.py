@@ -19,6 +19,7 @@ from featurestore.cli.commands import COMMANDS
 from featurestore.cli.definitions import line_in
 from featurestore.cli.options import Group, ReaderLeft, Settings
 from featurestore.cli.session import Interrupted, leave
+from featurestore.cli.words import as_options
 from featurestore.errors import FeatureStoreError
 
 __all__ = ["main"]
@@ -105,7 +106,7 @@ def _in_words(error: Exception, settings: Settings) -> str:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
         return f"{where}{type(error).__name__}: {text}"
     if isinstance(error, FeatureStoreError):
-        return str(error)
+        return as_options(str(error), settings.command, cli.commands)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     hint = "" if settings.debug else " (unexpected; --debug shows where it comes from)"

@@ -20,6 +20,7 @@ class Settings:
     definitions: Path = Path("features.py")
     json: bool = False
     debug: bool = False
+    command: click.Command | None = field(default=None, repr=False)  # what is run
 
 
 FULL_NAMES = click.option(
@@ -92,6 +93,10 @@ class Command(click.Command):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params += _common_options()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        ctx.ensure_object(Settings).command = self
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _write_options(self.get_params(ctx), ctx, formatter)

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from featurestore.cli import values
-from featurestore.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from featurestore.definitions import FeatureSelection, FeatureService
+    from featurestore.definitions import FeatureSelection
     from featurestore.store import FeatureStore
     from featurestore.types import FeatureType
 
@@ -48,7 +47,7 @@ async def resolve(store: FeatureStore, features: list[str] | str) -> Wanted:
     """Look the features up, so that text can be given the types of their keys."""
     wanted = Wanted(features, {})
     if isinstance(features, str):
-        service = await _service(store, features)
+        service = await store.get_service(features)
         # A service has made selections of all that it was given.
         for selection in cast("Sequence[FeatureSelection]", service.features):
             for key, kind in selection.view.join_keys.items():
@@ -57,19 +56,6 @@ async def resolve(store: FeatureStore, features: list[str] | str) -> Wanted:
     for name in dict.fromkeys(one.partition(":")[0] for one in features):
         wanted.keys.update((await store.get_view(name)).join_keys)
     return wanted
-
-
-async def _service(store: FeatureStore, name: str) -> FeatureService:
-    try:
-        return await store.get_service(name)
-    except NotFoundError:
-        if name not in [view.name for view in await store.list_views()]:
-            raise
-    raise NotFoundError(
-        f"There is no feature service {name!r}, but a view: write '{name}:*' for its features.",
-        name=name,
-        candidates=[f"{name}:*"],
-    )
 
 
 # --- entity rows --------------------------------------------------------------------------
@@ -146,8 +132,12 @@ def _typed(pairs: list[tuple[str, str]], keys: Mapping[str, FeatureType]) -> dic
 
 def _check_keys(row: Mapping[str, Any], keys: Mapping[str, FeatureType]) -> None:
     """A key that is missing or mistyped would read as null: nothing found, and no word why."""
-    needed = ", ".join(keys) or "none"
+    needed = ", ".join(keys)
     for name in row:
+        if not needed:
+            raise click.UsageError(
+                f"{name!r} is no key: what is asked for is global, without keys. Leave it out."
+            )
         if name not in keys:
             raise click.UsageError(f"{name!r} is no key of these features; they have: {needed}.")
     if missing := [name for name in keys if name not in row]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import pyarrow as pa
 import sqlalchemy as sa
 
+from featurestore.storage.queries import UserQuery
 from featurestore.types import FeatureType
 
 if TYPE_CHECKING:
@@ -194,10 +195,8 @@ class Dialect(Protocol):
     async def estimate_rows(self, session: Session, table: sa.Table) -> int:
         """About how many rows a table has, found out in a few milliseconds."""
 
-    async def describe(
-        self, session: Session, sql: str
-    ) -> Sequence[tuple[str, pa.DataType | None]]:
-        """The columns of a query that was given as text, and their types where they are known."""
+    async def describe(self, session: Session, sql: str) -> UserQuery:
+        """The columns of a query that was given as text, and how it is to be run."""
 
     def read_only(self, session: Session) -> AbstractAsyncContextManager[None]:
         """Statements inside cannot write: what the user gave as a query is none that does."""

@@ -23,6 +23,7 @@ from featurestore.storage import (
 )
 from featurestore.storage.dialect import Found, Lookups, Match, Types
 from featurestore.storage.postgresql_online import as_sent
+from featurestore.storage.queries import UserQuery
 from featurestore.storage.tables import SINGLE, newest_first
 from featurestore.types import (
     ArrayType,
@@ -233,9 +234,7 @@ class PostgreSQL:
     ) -> AsyncGenerator[pa.RecordBatch, None]:
         return postgresql_reads.extract(self, session, table, types, where, mark, inside=inside)
 
-    async def describe(
-        self, session: Session, sql: str
-    ) -> Sequence[tuple[str, pa.DataType | None]]:
+    async def describe(self, session: Session, sql: str) -> UserQuery:
         return await postgresql_reads.describe(session, sql)
 
     async def estimate_rows(self, session: Session, table: sa.Table) -> int:

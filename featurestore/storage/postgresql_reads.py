@@ -14,6 +14,7 @@ from sqlalchemy.dialects import postgresql as pg
 from featurestore.storage import postgresql_adbc, postgresql_wire
 from featurestore.storage.dialect import Types
 from featurestore.storage.extracting import arrow_batches
+from featurestore.storage.queries import UserQuery, without_end
 from featurestore.types import ArrayType, Date, DecimalType, FeatureType, Int64, Timestamp
 
 if TYPE_CHECKING:
@@ -36,12 +37,17 @@ _ARROW = {
     "name": pa.string(),
     "json": pa.string(),
     "jsonb": pa.string(),
+    "json[]": pa.list_(pa.string()),
+    "jsonb[]": pa.list_(pa.string()),
     "bytea": pa.binary(),
     "timestamp": pa.timestamp("us"),
     "timestamptz": pa.timestamp("us", "UTC"),
     "date": pa.date32(),
 }
 """The types of the columns of users' own queries; of others the values tell."""
+
+_AS_TEXT = {"json": "text", "jsonb": "text", "json[]": "text[]", "jsonb[]": "text[]"}
+"""What columns of users' own queries are read as where the driver would decode them."""
 
 
 async def extract(
@@ -152,8 +158,20 @@ def _moment(micros: sa.ColumnElement[int]) -> sa.ColumnElement[Any]:
     return epoch.op("+")(days).op("+")(rest)
 
 
-async def describe(session: Session, sql: str) -> Sequence[tuple[str, pa.DataType | None]]:
-    """The columns of a user's own query; their types, where no value has to tell."""
+async def describe(session: Session, sql: str) -> UserQuery:
+    """A user's own query as it is run: JSON comes as its text, which the driver would make values
+    of that no column of a table holds. Types of columns are given where no value has to tell."""
     async with postgresql_wire.calling(session.driver):
         statement = await session.driver.prepare(sql)
-    return [(one.name, _ARROW.get(one.type.name)) for one in statement.get_attributes()]
+    found = statement.get_attributes()
+    columns = [(one.name, _ARROW.get(one.type.name)) for one in found]
+    if not any(one.type.name in _AS_TEXT for one in found):
+        return UserQuery(sql, columns)
+    quote = session.connection.dialect.identifier_preparer.quote_identifier
+    read = ", ".join(
+        f"{quote(one.name)}::{_AS_TEXT[one.type.name]} AS {quote(one.name)}"
+        if one.type.name in _AS_TEXT
+        else quote(one.name)
+        for one in found
+    )
+    return UserQuery(f"SELECT {read} FROM (\n{without_end(sql)}\n) AS asked", columns)  # noqa: S608 - the user's own

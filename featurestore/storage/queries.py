@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow as pa
 
 from featurestore.errors import DefinitionError, FeatureStoreError
 
@@ -22,6 +25,14 @@ _TOKENS = re.compile(
 # be, syntax and names and rights, what is not supported, results of a subquery, limits.
 _WRONG = ("22", "42", "0A", "21", "54")
 _WRITES = "25006"
+
+
+@dataclass(frozen=True)
+class UserQuery:
+    """A user's own query: the text to run, its columns, and their types where they are known."""
+
+    sql: str
+    columns: Sequence[tuple[str, pa.DataType | None]]
 
 
 def without_end(sql: str) -> str:

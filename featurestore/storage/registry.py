@@ -90,6 +90,13 @@ class Catalog:
         try:
             return self.services[name]
         except KeyError:
+            if name in self.views:
+                raise NotFoundError(
+                    f"There is no feature service {name!r}, but a view: write '{name}:*' for its "
+                    f"features.",
+                    name=name,
+                    candidates=[f"{name}:*"],
+                ) from None
             raise NotFoundError.of(
                 "feature service", name, self.services, f" in project {self.project!r}"
             ) from None

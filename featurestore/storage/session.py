@@ -19,6 +19,7 @@ from featurestore.storage.waiting import uninterrupted
 if TYPE_CHECKING:
     from featurestore.storage.dialect import Dialect, Found, Lookups, Types
     from featurestore.storage.push import Pushed, PushPlan, Rows
+    from featurestore.storage.queries import UserQuery
 
 T = TypeVar("T")
 
@@ -104,8 +105,8 @@ class Session:
         run inside :meth:`Dialect.read_only`."""
         return self._stream(sql, values, size)
 
-    async def describe(self, sql: str) -> Sequence[tuple[str, pa.DataType | None]]:
-        """The columns of a user's own query; see :meth:`Dialect.describe`."""
+    async def describe(self, sql: str) -> UserQuery:
+        """The columns of a user's own query, and how to run it; see :meth:`Dialect.describe`."""
         async with self.alone():
             return await self.dialect.describe(self, sql)
 

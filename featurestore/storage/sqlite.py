@@ -23,7 +23,7 @@ from featurestore.storage import sqlite_online, sqlite_push
 from featurestore.storage.dialect import Found, Lookups, Match, Types
 from featurestore.storage.extracting import arrow_batches
 from featurestore.storage.forks import opened_file
-from featurestore.storage.queries import without_end
+from featurestore.storage.queries import UserQuery, without_end
 from featurestore.storage.rule import keys_written, settle_conflict
 from featurestore.storage.sqlite_values import arrow, decode, encode, physical
 from featurestore.storage.sqlite_wire import BUSY_MILLISECONDS, interrupt, patiently, run
@@ -250,13 +250,11 @@ class SQLite:
         query = sa.select(sa.func.count()).select_from(table)
         return int((await session.rows(query))[0][0])
 
-    async def describe(
-        self, session: Session, sql: str
-    ) -> Sequence[tuple[str, pa.DataType | None]]:
-        def names(raw: sqlite3.Connection) -> list[tuple[str, pa.DataType | None]]:
+    async def describe(self, session: Session, sql: str) -> UserQuery:
+        def names(raw: sqlite3.Connection) -> UserQuery:
             query = without_end(sql)
             cursor = raw.execute(f"SELECT * FROM (\n{query}\n) LIMIT 0")  # noqa: S608 - the user's own
-            return [(name, None) for name, *_ in cursor.description]
+            return UserQuery(sql, [(name, None) for name, *_ in cursor.description])
 
         return await run(session.driver, names)
 

@@ -25,6 +25,10 @@ Engine = Literal["auto", "sql", "duckdb", "daft"]
 ReadFrom = Literal["history", "source"]
 AsOf = Mark | dt.datetime | str | None
 
+_STATES = (
+    "a datetime with a zone, a mark (store.mark()), or the text of either, such as "
+    "'2024-05-01T12:00:00+00:00'"
+)
 _EXTRAS = {"duckdb": ("duckdb", "duckdb"), "daft": ("daft", "distributed")}
 
 
@@ -115,7 +119,7 @@ def names_of(features: Features, catalog: Catalog) -> list[str]:
 async def resolve_mark(session: Session, as_of: AsOf) -> Mark | None:
     """The mark that is asked for."""
     if isinstance(as_of, str):
-        as_of = Mark.parse(as_of)
+        as_of = _of_text(as_of)
     if isinstance(as_of, Mark):
         await check_mark(session, as_of)
     if as_of is None or isinstance(as_of, Mark):
@@ -123,6 +127,17 @@ async def resolve_mark(session: Session, as_of: AsOf) -> Mark | None:
     try:
         return await mark_at(session, Timestamp.python(as_of))
     except (TypeMismatch, ValueMismatch) as error:
-        raise DefinitionError(
-            f"as_of: {error}; it must be a time, or a mark (store.mark())."
-        ) from None
+        raise DefinitionError(f"as_of: {error}; it is {_STATES}.") from None
+
+
+def _of_text(text: str) -> Mark | dt.datetime:
+    """A mark, or a time with its zone, from the text of either."""
+    if "@" in text:
+        return Mark.parse(text)
+    try:
+        moment = dt.datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise DefinitionError(f"as_of={text!r} is no time and no mark; it is {_STATES}.") from None
+    if moment.tzinfo is None:
+        raise DefinitionError(f"as_of={text!r} is a time without a zone; it is {_STATES}.")
+    return moment

@@ -91,7 +91,11 @@ class ValuesDigest:
 
 
 def table_digest(table: pa.Table) -> str:
-    """The digest of a table's columns, names and types included. For a thread."""
+    """The digest of a table's columns, names and types included. For a thread.
+
+    The layouts that Arrow has for text, for bytes and for lists are one type here: Parquet, pandas
+    and Polars each give another one for the same column.
+    """
     hashed = _new_hash()
     for field, column in zip(table.schema, table.columns, strict=True):
         values = ValuesDigest()
@@ -103,13 +107,33 @@ def table_digest(table: pa.Table) -> str:
     return str(hashed.hexdigest())
 
 
+def same_type(one: pa.DataType, two: pa.DataType) -> bool:
+    """Whether columns of the two types have the same digest where their values are the same."""
+    return str(_plain_type(one)) == str(_plain_type(two))
+
+
 def _new_hash() -> Any:
     # Processors have instructions for it: twice and more as fast as BLAKE2.
     return hashlib.sha256(usedforsecurity=False)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    """The type that stands for all of the same values."""
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type), kind.list_size)
+    if _is_list(kind):  # whose items have a name, which writers of Parquet change
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _plain_type(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_plain_type(kind.key_type), _plain_type(kind.item_type))
+    return kind
 
 
 def _plain(array: pa.Array) -> pa.Array:

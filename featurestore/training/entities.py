@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import glob
 import os
 import re
 import threading
@@ -44,6 +45,10 @@ PIECE_ROWS = 65_536
 """Entity rows that are checked together."""
 
 _SHOWN = 10
+_SEVERAL = (
+    "Read several as one table first: pyarrow.dataset.dataset(…).to_table(), or scan_parquet of "
+    "Polars."
+)
 _SQL = re.compile(
     # A file may be called values.parquet, or lie in with/: more than the word itself is a query.
     r"(?:\s+|--[^\n]*\n|/\*.*?\*/|\()*(?:select|with|values|table)(?=[\s(\"'*]|--|/\*)",
@@ -112,7 +117,17 @@ def read_entities(
 ) -> pa.Table:
     """Any table as an Arrow table: an Arrow stream, pandas, rows as mappings, a path to Parquet.
     For a thread, which ends early when ``stopped`` is set."""
+    if _is_paths(entity_df):
+        raise SourceError(f"The entity table is one Parquet file, not a list of them. {_SEVERAL}")
     return _usable(_read(entity_df, limit, stopped))
+
+
+def _is_paths(entity_df: Any) -> bool:
+    return (
+        isinstance(entity_df, list | tuple)
+        and bool(entity_df)
+        and all(isinstance(one, str | os.PathLike) for one in entity_df)
+    )
 
 
 def _usable(table: pa.Table) -> pa.Table:
@@ -193,8 +208,12 @@ def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.
             "The entity table is an empty text: give the path of a Parquet file, or a query."
         )
     if os.path.isdir(path):
-        raise SourceError(f"{path} is a folder: the entity table is one Parquet file.")
+        raise SourceError(f"{path} is a folder: the entity table is one Parquet file. {_SEVERAL}")
     if not os.path.exists(path):
+        if glob.has_magic(path):
+            raise SourceError(
+                f"{path}: the entity table is one Parquet file, not a pattern of them. {_SEVERAL}"
+            )
         raise SourceError(
             f"{path}: there is no such Parquet file (looked from {os.getcwd()}); a query would "
             f"begin with SELECT or WITH."
@@ -206,18 +225,25 @@ def _read_parquet(path: str, limit: int, stopped: threading.Event | None) -> pa.
             batches = file.iter_batches(batch_size=PIECE_ROWS)
             return collected(batches, schema, limit, stopped)
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} cannot be read as Parquet: {error}") from error
+        hint = ""
+        if path.lower().endswith((".csv", ".tsv")):
+            hint = (
+                " It is CSV by its name: read it with pandas or Polars first, and give the table "
+                "(the command line takes CSV as it is)."
+            )
+        said = str(error).rstrip(".")
+        raise SourceError(f"{path} cannot be read as Parquet: {said}.{hint}") from error
 
 
 async def _query(session: Session, sql: str, limit: int) -> pa.Table:
     """The rows of a query, which must not write; mapped from a file beyond ``limit`` bytes."""
     with reading_for_user(session.label):
         async with session.dialect.read_only(session):
-            columns = await session.describe(sql)
-            _check_doubled([name for name, _ in columns])
-            gathered = _QueryRows(columns, limit)
+            query = await session.describe(sql)
+            _check_doubled([name for name, _ in query.columns])
+            gathered = _QueryRows(query.columns, limit)
             try:
-                async with aclosing(session.stream_text(sql, size=_SQL_ROWS)) as chunks:
+                async with aclosing(session.stream_text(query.sql, size=_SQL_ROWS)) as chunks:
                     async for rows in chunks:
                         await in_thread(gathered.add, rows)
                 return await in_thread(gathered.table)
@@ -281,7 +307,8 @@ def _part(columns: Sequence[tuple[str, pa.DataType | None]], rows: Sequence[Any]
             arrays.append(pa.array(column, kind))
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise SchemaMismatchError(
-                f"The query's column {name!r} has values that are of no one type: {error}"
+                f"The query's column {name!r} has values that no column of a table can hold "
+                f"({error}): cast it in the query, CAST(… AS text) AS {name}."
             ) from error
     return pa.Table.from_arrays(arrays, [name for name, _ in columns])
 
@@ -384,7 +411,7 @@ class _Checks:
             except (TypeMismatch, pa.ArrowNotImplementedError):
                 raise SchemaMismatchError(
                     f"The entity table's column {name!r} is {column.type}, which cannot become "
-                    f"{kind}."
+                    f"{kind}.{_way_out(column.type, kind)}"
                 ) from None
             if name == self._time:
                 bads = [*bads, (column.is_null(), "is null")]
@@ -405,6 +432,20 @@ class _Checks:
             raise InvalidRowsError("the entity table", shown, count=self._count)
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    large = pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(large or pa.types.is_string(kind))
+
+
+def _way_out(found: pa.DataType, kind: FeatureType) -> str:
+    """What to do about text where there should be times."""
+    if kind not in (Date, Timestamp) or not _is_text(found):
+        return ""
+    return " Parse the text first: pandas.to_datetime(…, utc=True), or str.to_datetime of Polars."
+
+
 def _check_doubled(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         doubled = sorted({name for name in names if names.count(name) > 1})
@@ -419,9 +460,9 @@ def _check_names(table: pa.Table, request: Request, types: Mapping[str, FeatureT
         if output.name in given:
             join = request.joins[output.join]
             raise DefinitionError(
-                f"The entity table has a column {output.name!r}, and so is the output of "
-                f"{join.name}:{join.features[output.position]} named. Rename the column, or read "
-                f"with full_feature_names=True."
+                f"The entity table has a column {output.name!r}, which is also the name of "
+                f"{join.name}:{join.features[output.position]} in the result. Rename the column, "
+                f"or read with full_feature_names=True."
             )
     for name in request.key_columns:
         if name in (ROW, AT):

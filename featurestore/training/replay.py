@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import sqlalchemy as sa
 
 from featurestore.context import Context
@@ -26,7 +28,7 @@ from featurestore.storage.registry import Catalog, RegisteredView
 from featurestore.storage.session import Session
 from featurestore.storage.tables import load
 from featurestore.training.asked import Asked
-from featurestore.training.digest import table_digest
+from featurestore.training.digest import same_type, table_digest
 from featurestore.training.entities import is_sql, read_entities
 from featurestore.training.manifest import Manifest, ManifestJoin
 from featurestore.training.memory import Memory
@@ -35,18 +37,20 @@ from featurestore.training.report import OnTraining
 from featurestore.training.training_set import TrainingSet
 from featurestore.types import parse_type
 
+Replayed = TrainingSet | Manifest | Mapping[str, Any] | str | os.PathLike[str]
+"""What a training set is made again from; a mapping is what a manifest's JSON holds."""
+
 
 async def replay(
     context: Context,
-    manifest: Manifest | str | os.PathLike[str],
+    manifest: Replayed,
     entity_df: Any,
     engine: str,
     memory: Memory | None = None,
     progress: OnTraining | None = None,
 ) -> TrainingSet:
     """The training set of a manifest, read again at its mark, and held to be the same."""
-    if not isinstance(manifest, Manifest):
-        manifest = await asyncio.to_thread(Manifest.load, manifest)
+    manifest = await _manifest(manifest)
     if manifest.project != context.project:
         raise DefinitionError(
             f"The manifest is of project {manifest.project!r}, and this store of "
@@ -75,6 +79,31 @@ async def replay(
     return replace(found, warnings=())
 
 
+async def _manifest(given: Replayed) -> Manifest:
+    if isinstance(given, TrainingSet):
+        if given.manifest is None:
+            raise DefinitionError("The training set has no manifest, which its replay needs.")
+        return given.manifest
+    if isinstance(given, Manifest):
+        return given
+    if isinstance(given, Mapping):
+        return await asyncio.to_thread(_of_mapping, given)
+    if isinstance(given, str | os.PathLike):
+        return await asyncio.to_thread(Manifest.load, given)
+    raise DefinitionError(
+        f"manifest: it is a training set, its manifest, or the path of either, not "
+        f"{type(given).__name__}."
+    )
+
+
+def _of_mapping(given: Mapping[str, Any]) -> Manifest:
+    try:
+        text = json.dumps(dict(given))
+    except (TypeError, ValueError) as error:
+        raise DefinitionError(f"This is no manifest of a training set: {error}.") from error
+    return Manifest.from_json(text)
+
+
 async def _entities(manifest: Manifest, entity_df: Any) -> Any:
     given = entity_df if entity_df is not None else manifest.entity_table
     if given is None:
@@ -89,15 +118,27 @@ async def _entities(manifest: Manifest, entity_df: Any) -> Any:
     table = await asyncio.to_thread(read_entities, given)
     digest = await asyncio.to_thread(table_digest, table)
     if digest != manifest.entity_digest:
-        raise SchemaMismatchError(_other_entities(manifest, table.num_rows))
+        raise SchemaMismatchError(_other_entities(manifest, table))
     return table
 
 
-def _other_entities(manifest: Manifest, rows: int) -> str:
-    return (
-        f"The entity table is not the one of the manifest: that had {manifest.entity_rows:,} rows, "
-        f"this has {rows:,}, and other content."
-    )
+def _other_entities(manifest: Manifest, table: pa.Table) -> str:
+    return f"The entity table is not the one of the manifest: {_difference(manifest, table)}."
+
+
+def _difference(manifest: Manifest, table: pa.Table) -> str:
+    """What tells an entity table from that of the manifest, as far as that one is known."""
+    if table.num_rows != manifest.entity_rows:
+        return f"that had {manifest.entity_rows:,} rows, this has {table.num_rows:,}"
+    if tuple(table.column_names) != manifest.entity_columns:
+        there, here = ", ".join(manifest.entity_columns), ", ".join(table.column_names)
+        return f"that had the columns {there}; this has {here}"
+    if manifest.entity_table is None:
+        return "the content of a column differs, or its type"
+    for before, now in zip(manifest.entity_table.schema, table.schema, strict=True):
+        if not same_type(before.type, now.type):
+            return f"its column {now.name!r} was {before.type}, and is {now.type} here"
+    return "the content differs"
 
 
 def _type(manifest: Manifest, join: int, position: int) -> Any:
@@ -138,7 +179,8 @@ async def _check_same(context: Context, manifest: Manifest, found: TrainingSet) 
     assert again is not None
     assert manifest.mark is not None
     if again.entity_digest != manifest.entity_digest:  # of a query
-        raise SchemaMismatchError(_other_entities(manifest, again.entity_rows))
+        assert again.entity_table is not None
+        raise SchemaMismatchError(_other_entities(manifest, again.entity_table))
     changed = [
         one
         for one, now in zip(manifest.joins, again.joins, strict=True)

@@ -6,8 +6,9 @@ import socket
 import sqlite3
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
-from cli_helpers import Run
+from cli_helpers import Run, driver_table
 
 
 @pytest.mark.usefixtures("loaded")
@@ -28,7 +29,18 @@ from cli_helpers import Run
         (["training-set", "rows.csv", "driver_stats:*", "-o", "x"], "rows.csv cannot be read"),
         (
             ["training-set", "driver_stats.parquet", "driver_stats:trips", "-o", "x"],
-            "Rename the column, or read with full_feature_names",
+            "Rename the column, or read with --full-feature-names.",
+        ),
+        (
+            ["training-set", "driver_stats.parquet", "driver_stats:*", "-o", "x"],
+            "or read with --full-feature-names.",
+        ),
+        (["training-set", "driver_stats.parquet", "driver_stats", "-o", "x"], "'driver_stats:*'"),
+        (["training-set", "*.parquet", "driver_stats:*", "-o", "x"], "not a pattern of them"),
+        (
+            ["training-set", "keys.parquet", "driver_stats:*", "-o", "x", "--engine", "daft"],
+            "--engine daft joins from Parquet copies, and view 'driver_stats' has none here. Run "
+            "featurestore export driver_stats FOLDER first.",
         ),
         (["undo", "77"], "77"),
         (["loads", "driver"], "Did you mean 'driver_stats'?"),
@@ -37,6 +49,7 @@ from cli_helpers import Run
 def test_what_is_not_there(run: Run, args: list[str], words: str) -> None:
     Path("rows.json").write_text('{"driver_id": 1}')
     Path("rows.csv").write_text("a,b\n1\n")
+    pq.write_table(driver_table().select(["driver_id", "event_timestamp"]), "keys.parquet")
     done = run(*args, status=1)
     assert words in done.err
     assert done.err.startswith("error: ")

@@ -189,3 +189,23 @@ def test_what_cannot_be_explained_is_said(
     done = run("explain", *args, status=status)
     assert words in done.err
     assert done.out == ""
+
+
+GLOBAL = """
+import featurestore as fs
+
+fuel = fs.FeatureView(
+    "fuel", entities=[], fields=[fs.Field("price", fs.Float64)], timestamp_field="at"
+)
+"""
+
+
+@pytest.mark.parametrize("command", [("explain", "fuel"), ("online", "fuel:*")])
+def test_a_view_without_keys_is_said_to_be_global(
+    run: Run, folder: Path, command: tuple[str, str]
+) -> None:
+    (folder / "fuel.py").write_text(GLOBAL, encoding="utf-8")
+    run("apply", "--definitions", "fuel.py")
+    done = run(*command, "x=1", status=2)
+    assert "'x' is no key: what is asked for is global, without keys. Leave it out." in done.err
+    run(*command)

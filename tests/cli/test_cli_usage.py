@@ -12,7 +12,9 @@ from cli_helpers import Run
 
 from featurestore import FeatureStore
 from featurestore.cli.amounts import size_in_full
+from featurestore.cli.commands.export import MAX_BUCKETS
 from featurestore.cli.commands.training import LEAST_MEMORY
+from featurestore.export import run as export
 from featurestore.training.memory import LEAST
 
 COMMANDS = (
@@ -80,6 +82,8 @@ def test_each_command_has_help_and_the_common_options(run: Run, command: str) ->
         (["explain", "v", "--at", "noon"], "'noon' is no time such as"),
         (["explain", "v", "--known-by", "loading"], "'loading' is not 'created_timestamp'"),
         (["explain", "v", "--limit", "0"], "0 is not in the range 1<=x<=1000"),
+        (["export", "v", "copy", "--buckets", "0"], "0 is not in the range 1<=x<=512"),
+        (["export", "v", "copy", "--buckets", "many"], "'many' is not a valid integer"),
         (["plan", "--nonsense"], "No such option"),
     ],
 )
@@ -110,6 +114,10 @@ def test_the_defaults_of_an_ingest_are_those_of_the_store(run: Run) -> None:
 
 def test_the_least_memory_of_a_training_set_is_the_librarys() -> None:
     assert LEAST_MEMORY == LEAST
+
+
+def test_the_most_buckets_of_a_copy_are_the_librarys() -> None:
+    assert MAX_BUCKETS == export.MAX_BUCKETS
 
 
 def test_the_demo_is_of_the_project_that_is_named(run: Run) -> None:

@@ -170,6 +170,10 @@ async def test_null_times_are_told_with_their_rows_wherever_they_are(trips_store
     assert {row for row, _ in shown} <= set(bad)
 
 
+def iso_times(kind: pa.DataType) -> pa.Table:
+    return ASKED.set_column(1, "event_timestamp", pa.array(["2024-01-01T03:00:00Z"] * 3, kind))
+
+
 async def test_what_cannot_be_asked_is_refused_before_history_is_read(
     trips_store: fs.FeatureStore, tmp_path: Path
 ):
@@ -186,6 +190,11 @@ async def test_what_cannot_be_asked_is_refused_before_history_is_read(
         (ASKED, ["driver_stat:trips"], {}, fs.NotFoundError, "Did you mean 'driver_stats'"),
         (ASKED, ["driver_stats:trips", VIEW.with_name("again")], {}, fs.DefinitionError,
          "full_feature_names"),
+        (ASKED, "driver_stats", {}, fs.NotFoundError, r"but a view: write 'driver_stats:\*'"),
+        (ASKED.append_column("trips", pa.array([1, 2, 3])), FEATURES, {}, fs.DefinitionError,
+         "'trips', which is also the name of driver_stats:trips in the result"),
+        (iso_times(pa.string()), FEATURES, {}, fs.SchemaMismatchError, "pandas.to_datetime"),
+        (iso_times(pa.large_string()), FEATURES, {}, fs.SchemaMismatchError, "Parse the text"),
         (ASKED, FEATURES, {"timestamp_column": 3}, fs.DefinitionError, "timestamp_column"),
         (ASKED, FEATURES, {"engine": "duckbd"}, fs.DefinitionError, "'duckdb'"),
         (ASKED, FEATURES, {"memory_limit": "much"}, fs.DefinitionError, "'4GB'"),
@@ -200,7 +209,7 @@ async def test_what_cannot_be_asked_is_refused_before_history_is_read(
         (ASKED.append_column("airport", pa.array(["jfk"] * 3)), [VIEW, weather()],
          {"read_from": {"weather": "source"}, "engine": "duckdb"},
          fs.DefinitionError, "'weather' has no source"),
-        (ASKED, FEATURES, {"as_of": "yesterday"}, fs.DefinitionError, "is no mark"),
+        (ASKED, FEATURES, {"as_of": "yesterday"}, fs.DefinitionError, "no time and no mark"),
         (ASKED, FEATURES, {"as_of": 5}, fs.DefinitionError, "as_of"),
         (ASKED, FEATURES, {"as_of": dt.date(2024, 1, 1)}, fs.DefinitionError, "as_of"),
         (ASKED, FEATURES, {"known_by": "made"}, fs.DefinitionError, "'created_timestamp'"),
@@ -309,13 +318,15 @@ async def test_paths_that_are_no_parquet_file_are_refused_by_name(
     write_parquet(tmp_path / "good.parquet", ASKED)
     write_bytes(tmp_path / "empty.parquet", b"")
     write_bytes(tmp_path / "text.parquet", b"driver_id,event_timestamp\n1,2024-01-01\n" * 10)
+    write_bytes(tmp_path / "labels.csv", b"driver_id,event_timestamp\n1,2024-01-01\n" * 10)
     whole = write_parquet(tmp_path / "whole.parquet", ASKED)
     write_bytes(tmp_path / "half.parquet", read_bytes(whole)[:-20])
     cases = {
         "": "empty text",
         "  ": "empty text",
-        str(tmp_path): "is a folder",
-        str(tmp_path / "*.parquet"): r"\*.parquet: there is no such Parquet file",
+        str(tmp_path): "is a folder.*pyarrow.dataset",
+        str(tmp_path / "*.parquet"): r"\*.parquet: the .* not a pattern of them.*pyarrow.dataset",
+        str(tmp_path / "labels.csv"): "labels.csv cannot be read as Parquet.*is CSV.*Polars first",
         str(tmp_path / "missing.parquet"): "missing.parquet: there is no such Parquet file",
         str(tmp_path / "empty.parquet"): "empty.parquet cannot be read as Parquet",
         str(tmp_path / "text.parquet"): "text.parquet cannot be read as Parquet",
@@ -325,7 +336,11 @@ async def test_paths_that_are_no_parquet_file_are_refused_by_name(
         for path, words in cases.items():
             with told.case(path), pytest.raises(fs.SourceError, match=words):
                 await trips_store.get_historical_features(path, FEATURES)
-    rows = await training(trips_store, str(tmp_path / "good.parquet"), FEATURES)
+    good = tmp_path / "good.parquet"
+    for several in ([good, str(good)], (good,)):
+        with pytest.raises(fs.SourceError, match=r"one Parquet file, not a list.*pyarrow\.dataset"):
+            await trips_store.get_historical_features(several, FEATURES)
+    rows = await training(trips_store, str(good), FEATURES)
     assert [row["trips"] for row in rows] == TRIPS
 
 
@@ -409,6 +424,69 @@ async def test_queries_that_are_wrong_are_the_users_to_mend(trips_store: fs.Feat
             await trips_store.get_historical_features(doubled, FEATURES)
     rows = await training(trips_store, one, FEATURES)
     assert [row["trips"] for row in rows] == [3]
+
+
+async def test_json_of_a_query_comes_as_its_text(trips_store: fs.FeatureStore):
+    one = selected(trips_store)
+    text = """{"b": 1.10, "a": [1, 12345678901234567890, null]}"""
+    if trips_store.engine.dialect.name == "sqlite":
+        columns = f"'{text}' AS j, '[1]' AS l, NULL AS n"
+        wanted: list[Any] = [text, "[1]", None]
+    else:
+        columns = (
+            f"""'{text}'::jsonb AS j, '[1, {{}}]'::json AS "L '"""
+            + '""'
+            + """ x", NULL::json AS n,
+            ARRAY['{"a": 1}'::jsonb, NULL] AS many"""
+        )
+        wanted = ['{"a": [1, 12345678901234567890, null], "b": 1.10}', "[1, {}]", None,
+                  ['{"a": 1}', None]]  # fmt: skip
+    for query in (
+        f"SELECT q.*, {columns} FROM ({one}) q",
+        f"SELECT q.*, {columns} FROM ({one}) q ; -- the payload; of all",
+    ):
+        found = (await trips_store.get_historical_features(query, FEATURES)).to_arrow()
+        assert [column[0].as_py() for column in found.columns[2:-1]] == wanted
+        assert found["trips"].to_pylist() == [3]
+        if trips_store.engine.dialect.name != "sqlite":
+            assert {found["j"].type, found["n"].type} == {pa.string()}
+
+
+async def test_json_of_many_rows_keeps_their_order(trips_store: fs.FeatureStore):
+    if trips_store.engine.dialect.name == "sqlite":
+        return
+    query = (
+        f"SELECT q.*, n, to_jsonb(n) AS j FROM ({selected(trips_store)}) q, "
+        f"generate_series(1, 40000) n ORDER BY n % 7, n DESC"
+    )
+    found = (await trips_store.get_historical_features(query, FEATURES)).to_arrow()
+    numbers = found["n"].to_pylist()
+    assert numbers == sorted(range(1, 40_001), key=lambda n: (n % 7, -n))
+    assert found["j"].to_pylist() == [str(n) for n in numbers]
+
+
+async def test_values_that_no_table_holds_are_to_be_cast(trips_store: fs.FeatureStore):
+    one = selected(trips_store)
+    if trips_store.engine.dialect.name == "postgresql":
+        values = {
+            "inet '10.0.0.1'": "10.0.0.1/32",
+            "cidr '10.0.0.0/8'": "10.0.0.0/8",
+            "int4range(1, 5)": "[1,5)",
+            "'NaN'::numeric": "NaN",
+        }
+        for value, text in values.items():
+            query = f"SELECT q.*, {value} AS v FROM ({one}) q"
+            with pytest.raises(fs.SchemaMismatchError, match=r"'v' .*CAST\(… AS text\) AS v"):
+                await trips_store.get_historical_features(query, FEATURES)
+            query = f"SELECT q.*, CAST({value} AS text) AS v FROM ({one}) q"
+            rows = await training(trips_store, query, FEATURES)
+            assert [row["v"] for row in rows] == [text]
+        return
+    mixed = f"SELECT q.*, {{}} AS v FROM ({one}) q, (SELECT 1 AS w UNION ALL SELECT 'a')"
+    with pytest.raises(fs.SchemaMismatchError, match=r"'v' .*CAST\(… AS text\) AS v"):
+        await trips_store.get_historical_features(mixed.format("w"), FEATURES)
+    rows = await training(trips_store, mixed.format("CAST(w AS text)"), FEATURES)
+    assert [row["v"] for row in rows] == ["1", "a"]
 
 
 async def test_queries_that_write_are_refused_and_change_nothing(trips_store: fs.FeatureStore):

@@ -396,7 +396,25 @@ async def test_a_set_as_of_a_time_is_replayed_to_what_was_seen_of_it(
         await other.replay(made.manifest)
 
 
+async def test_a_time_is_given_as_its_text_as_well(trips: fs.FeatureStore):
+    mark = await trips.mark()
+    for moment in (mark.at, mark.at.astimezone(dt.timezone(dt.timedelta(hours=5)))):
+        assert await known(trips, moment.isoformat()) == await known(trips, mark.at)
+    assert await known(trips, "2001-01-01T00:00:00Z") == await known(
+        trips, dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
+    )
+
+
 async def test_what_is_no_time_is_refused(trips: fs.FeatureStore):
+    for text, words in {
+        "2024-01-01T00:00:00": "is a time without a zone",
+        "2024-01-01": "is a time without a zone",
+        "soon": "is no time and no mark; it is a datetime with a zone, a mark",
+        "": "is no time and no mark",
+        "17@noon": "is no mark",
+    }.items():
+        with pytest.raises(fs.DefinitionError, match=words):
+            await known(trips, text)
     for wrong in (7, "yesterday", dt.date(2024, 1, 1), True):
         with pytest.raises(fs.DefinitionError, match="mark"):
             await known(trips, wrong)

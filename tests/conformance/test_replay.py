@@ -268,6 +268,63 @@ async def test_only_the_entity_table_of_the_manifest_will_do(made: fs.FeatureSto
                 await made.replay(manifest, entities)
 
 
+async def test_another_entity_table_is_told_by_what_differs(made: fs.FeatureStore):
+    one = await made.get_historical_features(ENTITIES, "model")
+    bare = replace(one.manifest, entity_table=None)
+    small = ENTITIES.set_column(4, "label", ENTITIES["label"].cast(pa.float32()))
+    dates = ENTITIES["event_timestamp"].cast(pa.timestamp("s", "UTC"))
+    cases = [
+        (one.manifest, small, "its column 'label' was double, and is float here"),
+        (one.manifest, ENTITIES.set_column(1, "event_timestamp", dates),
+         r"column 'event_timestamp' was timestamp\[us, tz=UTC\], and is timestamp\[s"),
+        (one.manifest, ENTITIES.take([1, 0, 2, 3, 4]), "manifest: the content differs"),
+        (bare, small, "the content of a column differs, or its type"),
+        (bare, ENTITIES.drop_columns(["label"]), "dest, label; this has driver_id"),
+        (bare, ENTITIES[:4], "5 rows, this has 4"),
+    ]  # fmt: skip
+    with Cases() as told:
+        for manifest, entities, words in cases:
+            with told.case(words), pytest.raises(fs.SchemaMismatchError, match=words):
+                await made.replay(manifest, entities)
+
+
+async def test_a_frame_is_replayed_with_the_file_that_it_wrote(
+    made: fs.FeatureStore, tmp_path: Path
+):
+    tags = pa.array([["a"], [], None, ["b", None], ["c"]])
+    frame = pl.from_arrow(ENTITIES.append_column("tags", tags))
+    assert isinstance(frame, pl.DataFrame)
+    one = await made.get_historical_features(frame, "model")
+    manifest = fs.Manifest.from_json(one.manifest.to_json())
+    path = tmp_path / "frame.parquet"
+    await asyncio.to_thread(frame.write_parquet, path)
+    again = [path, frame, ENTITIES.append_column("tags", tags)]
+    for entities in again:
+        found = await made.replay(manifest, entities)
+        assert found.to_arrow()["temp"].equals(one.to_arrow()["temp"])
+
+
+async def test_a_set_and_what_its_json_holds_are_replayed(made: fs.FeatureStore):
+    one = await made.get_historical_features(ENTITIES, "model")
+    await more_data(made)
+    same(one, await made.replay(one))
+    document = json.loads(one.manifest.to_json())
+    same(one, await made.replay(document, ENTITIES))
+    assert document == json.loads(one.manifest.to_json())
+    wrong: list[tuple[Any, str]] = [
+        (replace(one, manifest=None), "has no manifest"),
+        ({}, "no manifest of a training set"),
+        ({"format": {1, 2}}, "no manifest of a training set"),
+        (ENTITIES, "manifest: it is a training set, its manifest, or the path of either"),
+        (None, "not NoneType"),
+        (b"set.parquet", "not bytes"),
+    ]
+    with Cases() as told:
+        for given, words in wrong:
+            with told.case(words), pytest.raises(fs.DefinitionError, match=words):
+                await made.replay(given, ENTITIES)
+
+
 async def test_a_path_and_a_query_are_read_again(made: fs.FeatureStore, tmp_path: Path):
     path = await asyncio.to_thread(write_parquet, tmp_path / "entities.parquet", ENTITIES)
     query = "SELECT 1 AS driver_id, '2024-01-01 03:00:00+00:00' AS event_timestamp, 'x' AS word"

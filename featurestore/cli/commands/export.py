@@ -15,13 +15,16 @@ from featurestore.cli.session import open_store, run
 if TYPE_CHECKING:
     from featurestore.reports import ExportReport
 
+MAX_BUCKETS = 512
+"""As the library has it, which takes most of a second to import; a test compares the two."""
+
 
 @click.command(cls=Command)
 @click.argument("view")
 @click.argument("folder")
 @click.option(
     "--buckets",
-    type=int,
+    type=click.IntRange(1, MAX_BUCKETS),
     metavar="N",
     help="Parts that the keys are divided into, when the copy is first made. Else 16.",
 )
