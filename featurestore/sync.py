@@ -56,7 +56,7 @@ from featurestore.storage.planning import Plan
 from featurestore.training import read
 from featurestore.training.asked import AsOf, Engine, ReadFrom
 from featurestore.training.explain import Explanation
-from featurestore.training.manifest import Manifest
+from featurestore.training.replay import Replayed
 from featurestore.training.report import OnTraining
 from featurestore.training.rule import KnownBy
 from featurestore.training.training_set import TrainingSet
@@ -243,7 +243,7 @@ class _Calls:
 
     def replay(
         self,
-        manifest: Manifest | str | os.PathLike[str],
+        manifest: Replayed,
         entity_df: Any = None,
         *,
         engine: Engine = "auto",

@@ -108,6 +108,9 @@ class Reading:
                 report.seconds,
             ),
             warnings=tuple(_warning(one, names[one.view_id]) for one in self.removals),
+            dated=frozenset(
+                join.name for join in request.joins if join.view.view.created_timestamp_field
+            ),
         )
 
     def _manifest(self, sums: Mapping[Join, JoinSum], made_with: Mapping[str, str]) -> Manifest:

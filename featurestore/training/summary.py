@@ -81,8 +81,7 @@ def leak_remarks(leaked: Mapping[str, int], rows: int, *, left_out: bool) -> lis
             )
         elif count:
             remarks.append(
-                f"{view}: {count:,} of {rows:,} rows rest on values created after their time (or "
-                f"loaded, where no created time is given); "
+                f"{view}: {count:,} of {rows:,} rows rest on values created after their time; "
                 f'known_by="created_timestamp" leaves such values out'
             )
     return remarks

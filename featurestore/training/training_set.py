@@ -34,8 +34,10 @@ class TrainingSet:
     ``match_rate`` maps each view to the share of rows (0 to 1) that found a value in it, and
     ``leaked`` to the number of rows whose value, by the plain rule, was created after the row's
     time: what ``known_by="created_timestamp"`` would leave out, or has left out. ``features`` says
-    which view each feature column is of. ``manifest`` is what :meth:`FeatureStore.replay` makes
-    the same rows again from. ``warnings`` tell what cannot be as it was asked for.
+    which view each feature column is of, ``dated`` which views have created times of their own: of
+    others the time of the load counts as created. ``manifest`` is what
+    :meth:`FeatureStore.replay` makes the same rows again from. ``warnings`` tell what cannot be as
+    it was asked for.
 
     A set that is larger than the memory allowed lies in a temporary file, and is read from there.
     Printed it shows its size, match rates, warnings and leaks; in a notebook its columns, nulls
@@ -49,6 +51,7 @@ class TrainingSet:
     manifest: Manifest | None = None
     plan: TrainingPlan | None = None
     warnings: tuple[str, ...] = ()
+    dated: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -116,8 +119,10 @@ class TrainingSet:
 
     @property
     def _leaks(self) -> list[str]:
+        # Where nothing says when a row was created, all of a first load leaks: no news to anyone.
+        leaked = {view: count for view, count in self.leaked.items() if view in self.dated}
         known = self.manifest is not None and self.manifest.known_by is not None
-        return leak_remarks(self.leaked, self._rows, left_out=known)
+        return leak_remarks(leaked, self._rows, left_out=known)
 
 
 @contextmanager

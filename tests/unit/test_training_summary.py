@@ -315,18 +315,30 @@ def streamed(rows: int) -> fs.TrainingSet:
     """What a stream of so many rows has as its summary."""
     table = pa.table({"driver_id": pa.array([], pa.int64()), "rate": pa.array([], pa.float64())})
     plan = fs.TrainingPlan("sql", "", {}, (), rows, 0.1)
-    return fs.TrainingSet(table, {"stats": 0.96}, {"rate": "stats"}, {"stats": 12}, plan=plan)
+    return fs.TrainingSet(
+        table,
+        {"stats": 0.96},
+        {"rate": "stats"},
+        {"stats": 12},
+        plan=plan,
+        dated=frozenset({"stats"}),
+    )
 
 
 def test_warnings_and_leaks_are_told_where_a_set_is_looked_at():
     table = pa.table({"driver_id": [1, 2, 3, 4], "rate": [0.5, None, 0.25, 1.0]})
     warnings = ("stats: undoing load 3 has since taken <b>7</b> rows out",)
     found = fs.TrainingSet(
-        table, {"stats": 0.75}, {"rate": "stats"}, {"stats": 2, "other": 0}, warnings=warnings
+        table,
+        {"stats": 0.75},
+        {"rate": "stats"},
+        {"stats": 2, "other": 0, "undated": 4},
+        warnings=warnings,
+        dated=frozenset({"stats", "other"}),
     )
     leak = (
-        "stats: 2 of 4 rows rest on values created after their time (or loaded, where no created "
-        'time is given); known_by="created_timestamp" leaves such values out'
+        "stats: 2 of 4 rows rest on values created after their time; "
+        'known_by="created_timestamp" leaves such values out'
     )
     assert repr(found).splitlines() == [
         "<TrainingSet: 4 rows, 2 columns; found stats 75.0%>",
@@ -337,6 +349,7 @@ def test_warnings_and_leaks_are_told_where_a_set_is_looked_at():
     assert warnings[0] in text
     assert text.index("Warning") < text.index(leak) < text.index("of rows found a value")
     assert "other" not in text
+    assert "undated" not in text
 
 
 def test_a_set_without_warnings_and_leaks_says_nothing_of_them():
