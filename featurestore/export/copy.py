@@ -171,6 +171,15 @@ def check_folder(folder: Path) -> Copy | None:
     Whatever an export that broke off has left is removed. :class:`SourceError` where the folder
     has anything that is not of a copy, or lacks a file of its own.
     """
+    copy = check_names(folder)
+    if copy is not None:
+        names = os.listdir(folder)
+        _remove_leftovers(copy, [name for name in sorted(names) if _FOLDER.fullmatch(name)])
+    return copy
+
+
+def check_names(folder: Path) -> Copy | None:
+    """The copy in a folder, if there is one; :class:`SourceError` where there is anything else."""
     copy = read_copy(folder)
     names = sorted(os.listdir(folder))
     for name in names:
@@ -180,8 +189,6 @@ def check_folder(folder: Path) -> Copy | None:
                 f"{folder} is no folder for a copy of history: it has {name!r}, which no export "
                 f"has made. Name a folder that is empty, or one that export_history has filled."
             )
-    if copy is not None:
-        _remove_leftovers(copy, [name for name in names if _FOLDER.fullmatch(name)])
     return copy
 
 

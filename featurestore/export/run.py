@@ -20,6 +20,7 @@ from featurestore.export.copy import (
     Copy,
     DataFile,
     check_folder,
+    check_names,
     failures,
     replace_copy,
     write_copy,
@@ -64,6 +65,8 @@ async def export_history(
     started = time.perf_counter()
     folder = _folder(path)
     _check_buckets(buckets)
+    async with context.reading([name]) as (_, catalog):
+        catalog.view(name)  # one that is not there is told before anything is made
     async with _held(folder) as found:
         async with context.reading([name]) as (session, catalog):
             step = await _prepared(session, catalog, name, folder, found, buckets)
@@ -156,7 +159,13 @@ async def _held(folder: Path) -> AsyncIterator[Copy | None]:
         async def release() -> None:
             await uninterrupted(asyncio.to_thread(lock.__exit__, None, None, None))
 
+        def check() -> None:
+            if folder.exists():
+                check_names(folder)
+
         async def take() -> Copy | None:
+            with failures(folder, "read"):
+                await asyncio.to_thread(check)  # or the lock would be left in a wrong folder
             await asyncio.to_thread(lock.__enter__)
             stack.push_async_callback(release)
             with failures(folder, "read"):

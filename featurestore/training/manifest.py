@@ -20,6 +20,7 @@ import pyarrow as pa
 from featurestore.definitions import FeatureView
 from featurestore.errors import DefinitionError, SourceError
 from featurestore.storage.marks import Mark, as_ranges
+from featurestore.training.whole_file import whole_file
 from featurestore.types import parse_type
 
 FORMAT = 2
@@ -31,6 +32,12 @@ ARROW_KEY = b"ARROW:schema"
 """The key under which Arrow keeps the columns' types in Parquet files."""
 
 _PACKAGES = ("featurestore", "pyarrow", "sqlalchemy", "asyncpg", "duckdb", "daft")
+
+
+_NO_MANIFEST = (
+    "this is no manifest of a training set. A manifest is a file that Manifest.save has written, "
+    "or a training set's Parquet file, which has it inside."
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Manifest:
             made._check()
             return made
         except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise DefinitionError(f"This is no manifest of a training set: {error!r}") from error
+            raise DefinitionError(_NO_MANIFEST) from error
 
     def _check(self) -> None:
         """Raise where what was read cannot have been written: a damaged file, say."""
@@ -146,13 +153,9 @@ class Manifest:
             raise TypeError("a name is no text")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write it to a JSON file. It blocks while it writes."""
-        target = os.fspath(path)
-        try:
-            with open(target, "w", encoding="utf-8") as file:
-                file.write(self.to_json())
-        except OSError as error:
-            raise SourceError(f"{target} cannot be written: {error.strerror}") from error
+        """Write it to a JSON file, whole or not at all. It blocks while it writes."""
+        with whole_file(path) as new, open(new, "w", encoding="utf-8") as file:
+            file.write(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -165,9 +168,15 @@ class Manifest:
             if start == b"PAR1":
                 return _of_parquet(source)
             with open(source, encoding="utf-8") as file:
-                return cls.from_json(file.read())
-        except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
+                text = file.read()
+        except UnicodeDecodeError as error:
+            raise DefinitionError(f"{source}: {_NO_MANIFEST}") from error
+        except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{source} cannot be read: {error}") from error
+        try:
+            return cls.from_json(text)
+        except DefinitionError as error:
+            raise DefinitionError(f"{source}: {error}") from error
 
 
 def _of_parquet(path: str) -> Manifest:

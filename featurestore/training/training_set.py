@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurestore.errors import SchemaMismatchError, SourceError
+from featurestore.errors import SchemaMismatchError
 from featurestore.training.manifest import PARQUET_KEY, Manifest
 from featurestore.training.report import TrainingPlan
 from featurestore.training.summary import leak_remarks
 from featurestore.training.summary_html import training_html
+from featurestore.training.whole_file import whole_file
 
 if TYPE_CHECKING:
     import pandas
@@ -128,21 +129,8 @@ class TrainingSet:
 @contextmanager
 def parquet_file(path: str | os.PathLike[str], schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """A Parquet file at ``path`` that is there when all went well, and else not touched."""
-    from pyarrow.fs import LocalFileSystem
-
-    target = os.fspath(path)
-    partial = f"{target}.partial"
-    try:
-        try:
-            with _opened(partial, schema) as writer:
-                yield writer
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(partial)
-            raise
-        LocalFileSystem().move(partial, target)
-    except OSError as error:
-        raise SourceError(f"{target} cannot be written: {error.strerror or error}") from error
+    with whole_file(path) as new, _opened(new, schema) as writer:
+        yield writer
 
 
 def _opened(path: str, schema: pa.Schema) -> pq.ParquetWriter:

@@ -174,7 +174,7 @@ def test_a_training_set_that_fails_leaves_no_file(run: Run) -> None:
     done = run("training-set", "entities.parquet", "weather:*", "-o", "set.parquet", status=1)
     assert "event_timestamp" in done.err
     assert Path("set.parquet").read_text() == "mine"
-    assert not Path("set.parquet.partial").exists()
+    assert not list(Path().glob(".featurestore-*"))
 
 
 def test_rows_that_do_not_fit_are_refused_or_set_aside(run: Run) -> None:

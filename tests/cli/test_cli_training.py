@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import os
 import re
 import signal
 import subprocess
@@ -219,12 +220,16 @@ def test_where_rows_are_gone_nothing_is_made_again(run: Run, folder: Path) -> No
     failed = run("replay", "set.parquet", "-o", "again.parquet", status=1)
     assert "rates: 4 rows of load 1 (rates.parquet), undone at" in failed.err
     assert (folder / "again.parquet").read_text() == "mine"
-    assert not (folder / "again.parquet.partial").exists()
+    assert not list(folder.glob(".featurestore-*"))
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "none.parquet cannot be read"), ("{}", "no manifest of a training set")],
+    [
+        (None, "none.parquet cannot be read"),
+        ("{}", "none.parquet: this is no manifest of a training set. A manifest is a file"),
+        ("no JSON", "none.parquet: this is no manifest of a training set. A manifest is a file"),
+    ],
 )
 def test_what_holds_no_manifest_is_not_replayed(run: Run, content: str | None, words: str) -> None:
     if content is not None:
@@ -233,6 +238,27 @@ def test_what_holds_no_manifest_is_not_replayed(run: Run, content: str | None, w
     assert words in failed.err
     without = run("replay", "labels.parquet", "-o", "again.parquet", status=1)
     assert "labels.parquet has no manifest in it" in without.err
+
+
+def test_what_is_read_is_not_written_over(run: Run, folder: Path) -> None:
+    run("training-set", "labels.parquet", "eta", "-o", "set.parquet")
+    (folder / "link.parquet").symlink_to("labels.parquet")
+    before = (folder / "labels.parquet").read_bytes()
+    for words in (
+        ("training-set", "labels.parquet", "eta", "-o", "labels.parquet"),
+        ("training-set", "labels.parquet", "eta", "-o", "link.parquet"),
+        ("replay", "set.parquet", "-o", "set.parquet"),
+    ):
+        assert "is what the set is made from" in run(*words, status=2).err
+    assert (folder / "labels.parquet").read_bytes() == before
+
+
+def test_what_is_no_file_is_not_replaced(run: Run, folder: Path) -> None:
+    os.mkfifo(folder / "queue")
+    for target in ("queue", os.devnull):
+        failed = run("training-set", "labels.parquet", "eta", "-o", target, status=2)
+        assert "is no regular file" in failed.err
+    assert (folder / "queue").is_fifo()
 
 
 LARGE = 250_000
@@ -244,7 +270,7 @@ def test_ctrl_c_leaves_no_file(folder: Path) -> None:
     pq.write_table(many_rows(LARGE).select(["driver_id", "event_timestamp"]), "many.parquet")
     words = ("training-set", "many.parquet", "eta", "-o", "set.parquet", "--engine", "sql")
     with subprocess.Popen(command(*words), stderr=subprocess.PIPE, text=True) as process:
-        while not (folder / "set.parquet.partial").exists():
+        while not list(folder.glob(".featurestore-*")):
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)

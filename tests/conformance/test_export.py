@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import json
+import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -492,6 +493,8 @@ async def test_a_folder_of_anything_else_is_refused(
             await store.export_history(VIEW, tmp_path / "new", buckets=buckets)
     with pytest.raises(fs.DefinitionError, match="was made with 16"):
         await store.export_history(VIEW, tmp_path / "copy", buckets=8)
+    # What is refused is not begun.
+    assert sorted(await asyncio.to_thread(os.listdir, tmp_path)) == ["copy", "notes.txt"]
 
 
 async def test_a_copy_from_another_database_is_refused(store: fs.FeatureStore, tmp_path: Path):

@@ -427,7 +427,7 @@ async def test_a_file_of_another_kind_has_no_manifest(made: fs.FeatureStore, tmp
     with pytest.raises(fs.SourceError, match="broken"):
         await made.replay(broken)
     odd = await asyncio.to_thread(write_bytes, tmp_path / "odd", b"\xff\xfe{}")
-    with pytest.raises(fs.SourceError, match="odd"):
+    with pytest.raises(fs.DefinitionError, match="odd: this is no manifest"):
         await made.replay(odd)
 
 

@@ -37,8 +37,16 @@ def _target(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     if path.suffix.lower() in _NO_PARQUET:
         raise click.UsageError(f"{path}: a training set is written as Parquet.", ctx)
     if not path.parent.is_dir():
-        raise click.UsageError(f"{path}: there is no folder {path.parent}.", ctx)
+        raise click.UsageError(f"{path}: there is no folder {path.parent}", ctx)
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{path} is no regular file, and would be replaced by one.", ctx)
     return path
+
+
+def _check_other(target: Path, given: str) -> None:
+    """What is read is not written over."""
+    if target.exists() and os.path.exists(given) and os.path.samefile(target, given):
+        raise click.UsageError(f"{target} is what the set is made from: name another file for it.")
 
 
 OUTPUT = click.option(
@@ -129,6 +137,7 @@ def training_set(
     if pairs:
         raise click.UsageError(f"{pairs[0]}: a training set takes its keys from ENTITIES.")
     options["full_feature_names"] = full_feature_names
+    _check_other(target, entities)
     with RowProgress(target.name) as progress:
         found = run(
             _training_set(settings, entities, names, target, options, progress),
@@ -235,6 +244,9 @@ def replay(
       featurestore replay training.parquet -o again.parquet
     """
     options = {"engine": engine, "memory_limit": memory_limit}
+    for given in (file, entities):
+        if given is not None:
+            _check_other(target, given)
     with RowProgress(target.name) as progress:
         found = run(
             _replay(settings, file, target, entities, options, progress),
