@@ -25,9 +25,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
         new = os.path.join(folder, f".featurestore-{secrets.token_hex(8)}.partial")
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
-            if mode is not None:
-                os.chmod(new, mode)
             yield new
+            if mode is not None:  # which may be one that nobody writes to
+                os.chmod(new, mode)
             os.replace(new, target)
         except BaseException:
             with suppress(OSError):
