@@ -180,8 +180,8 @@ def check_folder(folder: Path) -> Copy | None:
 
 def check_names(folder: Path) -> Copy | None:
     """The copy in a folder, if there is one; :class:`SourceError` where there is anything else."""
-    copy = read_copy(folder)
     names = sorted(os.listdir(folder))
+    copy = read_copy(folder)  # after the names, which may be those of a copy begun just now
     for name in names:
         hidden = name.startswith((".", "_")) and (copy is not None or name in (LOCK, _PARTIAL))
         if not hidden and not (copy is not None and _FOLDER.fullmatch(name)):

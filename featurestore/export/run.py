@@ -209,7 +209,8 @@ async def _prepared(
     )
     if found is None:
         # First of all, so that what a broken first export leaves is known to be one's own.
-        await asyncio.to_thread(_begin, before)
+        # A thread that wrote on after its caller was cancelled would write into another's export.
+        await uninterrupted(asyncio.to_thread(_begin, before), seconds=None)
     known = before.mark is not None and before.mark.arrival <= mark.arrival
     as_before = before.shape == shape and before.has_columns(view.join_keys, view.types)
     remade = before.mark is not None and not (known and as_before)

@@ -18,6 +18,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
 
     A link is followed. :class:`SourceError` where ``path`` cannot be written, or is no file.
     """
+    if not os.path.basename(os.fspath(path)):
+        raise SourceError(f"{os.fspath(path)!r} names no file.")
     target = os.path.realpath(os.fspath(path))
     try:
         mode = _mode_of(target)

@@ -259,6 +259,9 @@ def test_what_is_no_file_is_not_replaced(run: Run, folder: Path) -> None:
         failed = run("training-set", "labels.parquet", "eta", "-o", target, status=2)
         assert "is no regular file" in failed.err
     assert (folder / "queue").is_fifo()
+    (folder / "lost").symlink_to(Path("nowhere", "set.parquet"))
+    lost = run("training-set", "labels.parquet", "eta", "-o", "lost", status=2)
+    assert f"lost: there is no folder {folder.resolve() / 'nowhere'}" in lost.err
 
 
 LARGE = 250_000

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,27 @@ async def test_cancelled_at_any_point_a_copy_is_as_it_was_or_done(
     copy = await asyncio.to_thread(read_copy, folder)
     assert copy is not None
     assert await asyncio.to_thread(names, folder) == {file.path for file in copy.files}
+
+
+async def test_a_first_export_that_is_cancelled_lets_go_of_the_folder_when_it_writes_no_more(
+    store: fs.FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    written = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    real = export_run.write_copy
+
+    def slow(copy: Any) -> None:
+        loop.call_soon_threadsafe(written.set)
+        time.sleep(0.3)
+        real(copy)
+
+    monkeypatch.setattr(export_run, "write_copy", slow)
+    task = asyncio.create_task(store.export_history(VIEW, tmp_path / "copy"))
+    await written.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await asyncio.to_thread(read_copy, tmp_path / "copy") is not None
 
 
 PROGRAM = """

@@ -83,3 +83,10 @@ def test_others_may_read_it_as_any_new_file_or_as_the_one_before(tmp_path: Path)
         path.chmod(mode)
         written(path, "newer")
         assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_path_that_ends_as_a_folder_does_is_no_file(tmp_path: Path) -> None:
+    for path in (f"{tmp_path}/new/", ""):
+        with pytest.raises(fs.SourceError, match="names no file"), whole_file(path):
+            pass
+    assert os.listdir(tmp_path) == []

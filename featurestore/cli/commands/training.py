@@ -36,8 +36,9 @@ def _target(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     """What cannot become the file is told before the work, which may be long."""
     if path.suffix.lower() in _NO_PARQUET:
         raise click.UsageError(f"{path}: a training set is written as Parquet.", ctx)
-    if not path.parent.is_dir():
-        raise click.UsageError(f"{path}: there is no folder {path.parent}", ctx)
+    parent = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
+    if not parent.is_dir():
+        raise click.UsageError(f"{path}: there is no folder {parent}", ctx)
     if path.exists() and not path.is_file():
         raise click.UsageError(f"{path} is no regular file, and would be replaced by one.", ctx)
     return path
