@@ -285,7 +285,7 @@ async def test_mappings_have_the_columns_of_all_of_them(trips_store: fs.FeatureS
     assert found.column_names == ["event_timestamp", "driver_id", "label", "trips"]
     assert found["label"].to_pylist() == [None, None, 1]
     assert found["trips"].to_pylist() == [None, 2, 1]
-    for odd in ([1, 2], [{"driver_id": 1}, None], [["driver_id"]], ["driver_id"]):
+    for odd in ([1, 2], [{"driver_id": 1}, None], [["driver_id"]]):
         with pytest.raises(fs.SchemaMismatchError, match="entity table cannot be read"):
             await trips_store.get_historical_features(odd, FEATURES)
 
