@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -43,7 +44,7 @@ from featurestore.storage import postgresql_adbc
 from featurestore.storage.postgresql_adbc import conninfo
 from featurestore.testing import PostgresServer, allow_blocking
 from featurestore.training.asked import Asked, names_of
-from featurestore.training.duckdb_join.database import Database
+from featurestore.training.duckdb_join.answers import OnDisk
 from featurestore.training.duckdb_join.history import History
 from featurestore.training.memory import Memory
 from featurestore.training.read import read_training_set
@@ -223,24 +224,42 @@ async def test_the_least_memory_is_enough_for_hundreds_of_thousands_of_rows(feat
         assert (await with_memory(store, table, FEATURES, "duckdb", on_disk)).equals(wanted)
 
 
-async def test_wide_rows_are_sorted_by_one_thread_where_several_have_too_little_memory(
-    featurestore_url: str, monkeypatch: pytest.MonkeyPatch
-):
-    given_up: list[int] = []
-    use_one_thread = Database.use_one_thread
-
-    async def noted(self: Database, *arguments: Any) -> None:
-        given_up.append(self.threads)
-        await use_one_thread(self, *arguments)
-
-    monkeypatch.setattr(Database, "use_one_thread", noted)
+async def test_wide_rows_are_sorted_where_memory_is_scarce(featurestore_url: str):
+    """Four threads would mostly have too little, one has enough."""
     async with opened(featurestore_url) as store:
         await store.ingest(NAME, await asyncio.to_thread(history, 60_000, 1_000))
         table = entities(100_000)
         wanted = await with_memory(store, table, FEATURES, "sql", Memory(PLENTY, 0, PLENTY, 1))
         little = Memory(96 * MIB, 0, PLENTY, 4)
         assert (await with_memory(store, table, FEATURES, "duckdb", little)).equals(wanted)
-    assert given_up == [4]
+
+
+async def test_where_threads_have_too_little_memory_one_does_the_work(
+    featurestore_url: str, monkeypatch: pytest.MonkeyPatch
+):
+    """And where that is too little for one, it is told."""
+    asked_for: list[int] = []
+    in_order = OnDisk._sorted
+
+    def scarce(self: OnDisk, cursor: duckdb.DuckDBPyConnection, size: int) -> Any:
+        ((threads,),) = cursor.execute("SELECT current_setting('threads')").fetchall()
+        asked_for.append(threads)
+        if threads > most:
+            raise duckdb.OutOfMemoryException("Out of Memory Error: failed to pin block")
+        return in_order(self, cursor, size)
+
+    monkeypatch.setattr(OnDisk, "_sorted", scarce)
+    memory = Memory(PLENTY, 0, PLENTY, 4)
+    async with opened(featurestore_url) as store:
+        await store.ingest(NAME, rows_table(400, bad_every=1000))
+        most = 1
+        found = await with_memory(store, entities(300), FEATURES, "duckdb", memory)
+        assert asked_for == [4, 1]
+        assert found["trips"].null_count < 300
+        most = 0
+        with pytest.raises(fs.StoreUnavailableError, match="allow more memory by memory_limit"):
+            await with_memory(store, entities(300), FEATURES, "duckdb", memory)
+        assert asked_for == [4, 1, 4, 1]
 
 
 async def test_answers_of_wide_texts_are_cut_by_their_bytes(featurestore_url: str):
