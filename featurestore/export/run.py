@@ -297,7 +297,7 @@ async def _carried_out(
     counts = _Counts()
     try:
         with failures(before.folder):
-            kinds, query = await _new_rows(session, catalog, step)
+            kinds, query = await _query_of_new_rows(session, catalog, step)
             if progress.tell is not None:
                 progress.total = await _count(session, query)
             kept = await _rewritten(writer, step, counts, progress)
@@ -342,7 +342,7 @@ async def _rewritten(
     return [file for file in before.files if file not in hit]
 
 
-async def _new_rows(
+async def _query_of_new_rows(
     session: Session, catalog: Catalog, step: _Step
 ) -> tuple[dict[str, FeatureType], sa.Select[Any]]:
     """What asks for the rows that are there now and are not in the copy, and their columns."""

@@ -22,7 +22,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
         raise SourceError(f"{os.fspath(path)!r} names no file.")
     target = os.path.realpath(os.fspath(path))
     try:
-        mode = _mode_of(target)
+        mode = check_target(path)
         folder = os.path.dirname(target)
         new = os.path.join(folder, f".featurestore-{secrets.token_hex(8)}.partial")
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -41,14 +41,16 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[str]:
         ) from error
 
 
-def _mode_of(target: str) -> int | None:
-    """The permissions of a file that is replaced; None where there is none yet."""
+def check_target(path: str | os.PathLike[str]) -> int | None:
+    """The permissions of the file that would be replaced, None where there is none yet;
+    :class:`SourceError` where it is no file."""
+    name = os.fspath(path)
     try:
-        found = os.stat(target).st_mode
+        found = os.stat(name).st_mode
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(found):
-        raise SourceError(f"{target} is a folder: name a file in it.")
+        raise SourceError(f"{name} is a folder: name a file in it.")
     if not stat.S_ISREG(found):
-        raise SourceError(f"{target} is no regular file, and would be replaced by one.")
+        raise SourceError(f"{name} is no regular file, and would be replaced by one.")
     return stat.S_IMODE(found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from featurestore.cli.output import Table, plural
 from featurestore.cli.progress import RowProgress
 from featurestore.cli.session import open_store, run
 from featurestore.cli.training import TrainingFile
+from featurestore.errors import SourceError
+from featurestore.training.whole_file import check_target
 
 if TYPE_CHECKING:
     from featurestore.definitions import FeatureView
@@ -39,8 +41,11 @@ def _target(ctx: click.Context, param: click.Parameter, path: Path) -> Path:
     parent = Path(os.path.realpath(path)).parent if path.is_symlink() else path.parent
     if not parent.is_dir():
         raise click.UsageError(f"{path}: there is no folder {parent}", ctx)
-    if path.exists() and not path.is_file():
-        raise click.UsageError(f"{path} is no regular file, and would be replaced by one.", ctx)
+    with suppress(OSError):  # of a folder that may not be looked into, say: the writer tells it
+        try:
+            check_target(path)
+        except SourceError as error:
+            raise click.UsageError(str(error), ctx) from None
     return path
 
 
